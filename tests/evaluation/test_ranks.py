@@ -1,0 +1,163 @@
+"""Ranks against a literal loop, over tile sizes, with ties, duplicates and several captions a video."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dgl_scale.errors import DataError
+from dgl_scale.evaluation.ranks import Ranking, check_finite, exact_unit, pair_scores, rank_both_directions
+
+SCALE = 100.0
+
+
+def literal_ranks(similarity: Tensor, target: list[int]) -> tuple[list[float], list[float]]:
+    """METHOD's sentence, word for word, over a full matrix `[Q, V]`."""
+    text_to_video = []
+    for query, right in enumerate(target):
+        score = similarity[query, right]
+        wrong = [similarity[query, v] for v in range(similarity.shape[1]) if v != right]
+        text_to_video.append(1 + sum(bool(s > score) for s in wrong) + sum(bool(s == score) for s in wrong) / 2)
+    video_to_text = []
+    for video in range(similarity.shape[1]):
+        own = [similarity[q, video] for q in range(len(target)) if target[q] == video]
+        wrong = [similarity[q, video] for q in range(len(target)) if target[q] != video]
+        best = max(own)
+        video_to_text.append(1 + sum(bool(s > best) for s in wrong) + sum(bool(s == best) for s in wrong) / 2)
+    return text_to_video, video_to_text
+
+
+def full_matrix(text: Tensor, video: Tensor) -> Tensor:
+    return exact_unit(text) @ exact_unit(video).T * SCALE
+
+
+def rank(text: Tensor, video: Tensor, target: Tensor, block_size: int = 7, top_k: int = 3) -> Ranking:
+    return rank_both_directions(text, video, target, scale=SCALE, block_size=block_size, top_k=top_k)
+
+
+def world(seed: int, num_videos: int, num_texts: int, num_distinct: int, width: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Features with many exact duplicates, several captions a video, in shuffled order."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randn(num_distinct, width, generator=generator)
+    text = words[torch.randint(num_distinct, (num_texts,), generator=generator)]
+    video = words[torch.randint(num_distinct, (num_videos,), generator=generator)] * torch.randint(
+        1, 3, (num_videos, 1), generator=generator
+    )
+    extra = torch.randint(num_videos, (num_texts - num_videos,), generator=generator)
+    target = torch.cat([torch.arange(num_videos), extra])[torch.randperm(num_texts, generator=generator)]
+    return text, video, target
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num_videos=st.integers(1, 13),
+    extra=st.integers(0, 11),
+    distinct=st.integers(1, 30),
+    block=st.integers(1, 30),
+)
+def test_agrees_with_a_literal_loop(seed: int, num_videos: int, extra: int, distinct: int, block: int) -> None:
+    text, video, target = world(seed, num_videos, num_videos + extra, distinct)
+    ranking = rank(text, video, target, block_size=block)
+    expected = literal_ranks(full_matrix(text, video), target.tolist())
+    assert ranking.text_to_video.ranks.tolist() == expected[0]
+    assert ranking.video_to_text.ranks.tolist() == expected[1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), block=st.integers(1, 40), k=st.integers(1, 40))
+def test_top_k_is_a_stable_sort_whatever_the_tiles(seed: int, block: int, k: int) -> None:
+    text, video, target = world(seed, 17, 29, 6)
+    ranking = rank(text, video, target, block_size=block, top_k=k)
+    matrix = full_matrix(text, video)
+    for direction, scores in ((ranking.text_to_video, matrix), (ranking.video_to_text, matrix.T)):
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+        assert torch.equal(direction.top_indices, order)
+        assert torch.equal(direction.top_scores, scores.gather(1, order))
+
+
+def test_results_are_bitwise_the_same_for_all_tile_sizes_at_real_width() -> None:
+    text, video, target = world(3, num_videos=211, num_texts=307, num_distinct=150, width=512)
+    rankings = [rank(text, video, target, block_size=size) for size in (1000, 64, 13, 211)]
+    for other in rankings[1:]:
+        for name in ("ranks", "scores", "top_indices", "top_scores"):
+            assert torch.equal(getattr(other.text_to_video, name), getattr(rankings[0].text_to_video, name))
+            assert torch.equal(getattr(other.video_to_text, name), getattr(rankings[0].video_to_text, name))
+
+
+def test_inner_products_are_exact_rationals() -> None:
+    generator = torch.Generator().manual_seed(0)
+    units = exact_unit(torch.randn(4, 512, generator=generator))
+    for first in units:
+        for second in units:
+            exact = sum(Fraction(a) * Fraction(b) for a, b in zip(first.tolist(), second.tolist(), strict=True))
+            assert Fraction(float(first @ second)) == exact
+            assert Fraction(float(first.flip(0) @ second.flip(0))) == exact
+
+
+def test_rounding_is_finer_than_float32() -> None:
+    features = torch.randn(50, 512, generator=torch.Generator().manual_seed(1))
+    cosine = torch.nn.functional.normalize(features.double(), dim=-1)
+    assert (exact_unit(features) @ exact_unit(features).T - cosine @ cosine.T).abs().max() < 6e-8
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1.0, 3.7e20])
+def test_length_of_features_does_not_matter(factor: float) -> None:
+    features = torch.randn(3, 7, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(exact_unit(features * factor), exact_unit(features), atol=1e-7)
+    assert torch.allclose(exact_unit(features).norm(dim=1), torch.ones(3, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("vector", [[0.3, -0.2, 0.9], [0.0, 0.0, 0.0]])
+def test_a_constant_model_scores_chance(vector: list[float]) -> None:
+    features = torch.tensor(vector).repeat(11, 1)
+    ranking = rank(features, features, torch.arange(11), block_size=4)
+    assert ranking.text_to_video.ranks.tolist() == [6.0] * 11
+    assert ranking.video_to_text.ranks.tolist() == [6.0] * 11
+
+
+def test_permuting_queries_and_gallery_permutes_the_ranks() -> None:
+    text, video, target = world(5, 19, 31, 9)
+    queries, gallery = torch.randperm(31), torch.randperm(19)
+    position = torch.empty_like(gallery).scatter_(0, gallery, torch.arange(19))
+    plain = rank(text, video, target)
+    permuted = rank(text[queries], video[gallery], position[target[queries]])
+    assert torch.equal(permuted.text_to_video.ranks, plain.text_to_video.ranks[queries])
+    assert torch.equal(permuted.video_to_text.ranks, plain.video_to_text.ranks[gallery])
+
+
+def test_other_captions_of_a_video_are_no_competitors() -> None:
+    text = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    video = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    ranking = rank(text, video, torch.tensor([0, 0, 1]))
+    assert ranking.video_to_text.ranks.tolist() == [1.0, 1.0]
+    assert ranking.text_to_video.ranks.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_pair_scores_are_the_entries_of_the_matrix() -> None:
+    text, video, target = world(7, 13, 23, 8, width=31)
+    assert torch.equal(pair_scores(text, video[target], scale=SCALE), full_matrix(text, video)[torch.arange(23), target])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_features_are_refused_by_name(value: float) -> None:
+    features = torch.ones(3, 2)
+    features[1, 0] = value
+    with pytest.raises(DataError, match=r"video feature of clip_b is not finite \(1 of 3"):
+        check_finite(features, ["clip_a", "clip_b", "clip_c"], "video")
+    with pytest.raises(DataError, match="caption 1 is not finite"):
+        rank(features, torch.ones(3, 2), torch.arange(3))
+    with pytest.raises(DataError, match="video 1 is not finite"):
+        rank(torch.ones(3, 2), features, torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("num_texts", "num_videos", "target", "message"),
+    [(2, 3, [0, 2], "video 1 has no caption"), (2, 2, [0, 2], "videos 0 to 2, but there are 2"), (0, 2, [], "nothing to rank: 0 captions")],
+)
+def test_impossible_targets_are_refused(num_texts: int, num_videos: int, target: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        rank(torch.ones(num_texts, 2), torch.ones(num_videos, 2), torch.tensor(target, dtype=torch.int64))
