@@ -1,0 +1,264 @@
+"""The only file that knows DeepSpeed: start-up, ZeRO stage, precision, steps, gathered state."""
+
+import contextlib
+import json
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgl_scale import distributed
+from dgl_scale.config import OptimConfig, TrainingConfig
+from dgl_scale.config_file import find_config
+from dgl_scale.errors import CheckpointError, ConfigError
+from dgl_scale.training.optimizer import build_optimizer
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+# Keys that the run's own config decides; a DeepSpeed file that sets them would contradict it silently.
+_RESERVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer", "scheduler", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainedState:
+    """All that an optimizer step changes, whole on every rank, independent of ZeRO stage and world size.
+
+    Attributes:
+        step: optimizer steps taken.
+        parameters: name to the fp32 master, `exp_avg` and `exp_avg_sq` of a trained parameter, on the CPU.
+    """
+
+    step: int
+    parameters: dict[str, dict[str, Tensor]]
+
+
+def start_distributed(device: str) -> torch.device:
+    """Join the process group that a launcher describes, or one of a single process; returns the device.
+
+    Understands `deepspeed`, `torchrun` and `srun` (through Slurm's variables).
+
+    Args:
+        device: `cuda`, `cpu` or `auto` (cuda where there is one).
+
+    Raises:
+        ConfigError: `cuda` was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no GPU; use --device cpu")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    _describe_launch()
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    deepspeed = _import_deepspeed(use_cuda)
+    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    if not use_cuda:
+        return torch.device("cpu")
+    device_index = int(os.environ["LOCAL_RANK"])
+    torch.cuda.set_device(device_index)
+    return torch.device("cuda", device_index)
+
+
+def stop_distributed(*, gracefully: bool) -> None:
+    """Leave the process group; without it about half of CPU runs abort at exit.
+
+    Args:
+        gracefully: all ranks are in step and wait for each other; false after an error on one of them.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    if gracefully:
+        distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+class TrainingEngine:
+    """A model under DeepSpeed: forward, backward, step, and its trained state in and out."""
+
+    def __init__(self, model: nn.Module, parameters: list[tuple[str, nn.Parameter]], training: TrainingConfig, optim: OptimConfig, micro_batch_size: int, accumulation_steps: int) -> None:
+        """
+        Args:
+            model: called as `model(frames, tokens)`; only `parameters` require gradients.
+            parameters: (name, parameter) of all trained ones.
+            micro_batch_size: pairs a rank and backward pass.
+            accumulation_steps: backward passes a step.
+        """
+        import deepspeed
+
+        self._parameters = parameters
+        self._optim = optim
+        config = _deepspeed_config(training, optim, micro_batch_size, accumulation_steps)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer(parameters, optim), config=config)
+        self._accumulation_steps = accumulation_steps
+        self._steps = 0
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself, for evaluation."""
+        return self._engine.module  # type: ignore[no-any-return]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return _module_dtype(self._engine)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, those before a resume included."""
+        return self._steps
+
+    def forward(self, frames: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`(video_features [B, E], text_features [B, E])` of a micro-batch, through the engine's hooks."""
+        return self._engine(frames, tokens)  # type: ignore[no-any-return]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` (a sum over micro-batches, not their mean) to the step's."""
+        # DeepSpeed divides by the accumulation steps; the losses here are parts of one sum.
+        self._engine.backward(loss * self._accumulation_steps)
+
+    def step(self, lr: float, *, is_boundary: bool) -> float | None:
+        """After a backward pass; at the last micro-batch clips, updates and returns the gradient's norm."""
+        if is_boundary:
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = lr
+        self._engine.step()
+        if not is_boundary:
+            return None
+        self._steps += 1
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def trained_state(self) -> TrainedState:
+        """Gather the trained state on every rank. Collective: all ranks call it after at least one step."""
+        return TrainedState(self._steps, {name: self._gather(parameter) for name, parameter in self._parameters})
+
+    def load_trained_state(self, state: TrainedState, frames: Tensor, tokens: Tensor) -> None:
+        """Continue from `state`. Collective.
+
+        DeepSpeed creates and links its optimizer states in the first step only, so one step with
+        learning rate 0 is taken on any valid micro-batch, and everything it touched is overwritten.
+
+        Raises:
+            CheckpointError: names or shapes differ from the model's.
+        """
+        self._check(state)
+        for i in range(self._accumulation_steps):
+            video_features, text_features = self.forward(frames, tokens)
+            self.backward((video_features.sum() + text_features.sum()) * 0.0)
+            self.step(0.0, is_boundary=i == self._accumulation_steps - 1)
+        for name, parameter in self._parameters:
+            self._scatter(parameter, state.parameters[name])
+        self._set_optimizer_step(state.step)
+        self._steps = state.step
+
+    def _gather(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if not _is_partitioned(parameter):
+            state = self._base_optimizer().state[parameter]
+            return {"param": parameter.detach().float().cpu().clone(), **{m: state[m].detach().cpu().clone() for m in _MOMENTS}}
+        gathered = {"param": safe_get_full_fp32_param(parameter)}
+        gathered |= {m: safe_get_full_optimizer_state(parameter, m) for m in _MOMENTS}
+        return {key: value.detach().float().cpu().clone() for key, value in gathered.items()}
+
+    def _scatter(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        on_device = {key: value.to(parameter.device) for key, value in values.items()}
+        if not _is_partitioned(parameter):
+            parameter.data.copy_(on_device["param"])
+            for moment in _MOMENTS:
+                self._base_optimizer().state[parameter][moment].copy_(on_device[moment])
+            return
+        safe_set_full_fp32_param(parameter, on_device["param"])
+        for moment in _MOMENTS:
+            safe_set_full_optimizer_state(parameter, on_device[moment], moment)
+        # Stages 0-2 keep a whole copy in the compute type on every rank; stage 3 partitions it itself.
+        if not hasattr(parameter, "ds_id"):
+            parameter.data.copy_(on_device["param"])
+
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self._engine.optimizer
+        return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
+
+    def _set_optimizer_step(self, step: int) -> None:
+        for state in self._base_optimizer().state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"].fill_(step)
+            elif "step" in state:
+                state["step"] = step
+
+    def _check(self, state: TrainedState) -> None:
+        expected = dict(self._parameters)
+        if set(expected) != set(state.parameters):
+            difference = sorted(set(expected) ^ set(state.parameters))
+            raise CheckpointError(f"checkpoint and model differ in the trained parameters {difference[:3]}; use the config the run began with")
+        for name, values in state.parameters.items():
+            shape = tuple(getattr(expected[name], "ds_shape", expected[name].shape))
+            if tuple(values["param"].shape) != shape:
+                raise CheckpointError(f"{name} has shape {tuple(values['param'].shape)} in the checkpoint and {shape} in the model; use the config the run began with")
+
+
+def _is_partitioned(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _module_dtype(engine: Any) -> torch.dtype:
+    if engine.bfloat16_enabled():
+        return torch.bfloat16
+    return torch.float16 if engine.fp16_enabled() else torch.float32
+
+
+def _deepspeed_config(training: TrainingConfig, optim: OptimConfig, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
+    path = find_config(training.deepspeed)
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"DeepSpeed config {path} is not readable JSON: {error}") from error
+    if reserved := [key for key in _RESERVED if key in config]:
+        raise ConfigError(f"DeepSpeed config {path} sets {reserved[0]}, which the run's own config decides; remove it there")
+    config |= {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": optim.max_grad_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 62,
+    }
+    if training.precision != "fp32":
+        config[training.precision] = {"enabled": True}
+    return config
+
+
+def _import_deepspeed(use_cuda: bool) -> Any:
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    if not use_cuda:
+        # The shared-memory all-reduce is compiled with g++ on first use, and a build that was killed leaves
+        # a lock on which every later run hangs. Prompts are a few MB: gloo alone is fast enough.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _describe_launch() -> None:
+    """Set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where no launcher has."""
+    if "RANK" in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")
+        return
+    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+            raise ConfigError("under srun set MASTER_ADDR and MASTER_PORT (cluster/slurm/train.sbatch does)")
+        return
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

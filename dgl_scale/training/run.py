@@ -1,0 +1,146 @@
+"""Builds a training run from its config: model, shards, engine, run folder; then trains."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgl_scale import distributed
+from dgl_scale.config import RunConfig, TrainingConfig
+from dgl_scale.config_file import dump_config
+from dgl_scale.data.index import SplitIndex, load_split
+from dgl_scale.data.loader import TrainLoader
+from dgl_scale.data.tokenizer import Tokenizer, load_tokenizer
+from dgl_scale.errors import ConfigError, DglError
+from dgl_scale.files import write_text
+from dgl_scale.model import DGL, build_model, save_prompts
+from dgl_scale.telemetry import say
+from dgl_scale.training.checkpoint import run_identity
+from dgl_scale.training.engine import TrainingEngine
+from dgl_scale.training.loop import Trainer, train
+from dgl_scale.training.stop import StopRequest
+
+Validate = Callable[[], dict[str, float]]
+BuildValidation = Callable[[DGL, SplitIndex, Tokenizer, RunConfig, torch.device], Validate]
+"""Given the model and the validation split, what the loop calls at each checkpoint."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run_training(config: RunConfig, device: torch.device, stop: StopRequest, build_validation: BuildValidation) -> Path:
+    """Train as `config` says, on this process's rank of the process group; returns the last checkpoint.
+
+    Raises:
+        ConfigError: no training split, sizes that do not divide, no trainable parameters.
+        DglError: as `loop.train`.
+    """
+    if config.data.train is None:
+        raise ConfigError("data.train is missing: the folder of the training split's shards")
+    if config.model.latent_space is None:
+        raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
+    micro_batch_size, accumulation_steps = split_batch(config.training, distributed.world_size())
+    run_folder = Path(config.output).expanduser() / config.name
+    lock = _prepare_folder(run_folder, config) if distributed.is_main() else None
+    try:
+        model = build_model(config.model, seed=config.seed, dtype=_DTYPES[config.training.precision], device=device)
+        model.set_activation_checkpointing(config.training.activation_checkpointing)
+        trainer = _build_trainer(config, model, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
+        _announce(trainer, model, micro_batch_size, accumulation_steps)
+        return train(trainer)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def split_batch(training: TrainingConfig, world_size: int) -> tuple[int, int]:
+    """(micro-batch size, accumulation steps) of a rank.
+
+    Raises:
+        ConfigError: the global batch does not divide; names numbers that do.
+    """
+    total = training.global_batch_size
+    if total % world_size:
+        divisors = [w for w in range(1, total + 1) if total % w == 0]
+        near = sorted(sorted(divisors, key=lambda w: abs(w - world_size))[:3])
+        raise ConfigError(f"global_batch_size {total} does not divide over {world_size} ranks; start {', '.join(map(str, near))} ranks or change the batch")
+    share = total // world_size
+    micro = training.micro_batch_size or share
+    if share % micro:
+        raise ConfigError(f"micro_batch_size {micro} does not divide a rank's share of {share} (global_batch_size {total} over {world_size} ranks)")
+    return micro, share // micro
+
+
+def _build_trainer(config: RunConfig, model: DGL, run_folder: Path, device: torch.device, stop: StopRequest, build_validation: BuildValidation, micro: int, accumulation: int) -> Trainer:
+    training, data = config.training, config.data
+    index = load_split(str(data.train))
+    tokenizer = load_tokenizer(config.model.clip, data.max_words)
+    loader = TrainLoader(
+        index,
+        tokenizer,
+        model.image_size,
+        num_frames=config.model.num_frames,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=micro,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        num_workers=data.num_workers,
+        train_frames=data.train_frames,
+        last_batch=data.last_batch,
+        max_corrupt_fraction=data.max_corrupt_fraction,
+    )
+    total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
+    logit_scale = float(model.logit_scale.exp())
+    image_mean, image_std = model.image_mean, model.image_std
+    validate = build_validation(model, load_split(data.validation), tokenizer, config, device) if data.validation else None
+
+    def write_prompts(path: Path, prompts: dict[str, Tensor]) -> None:
+        save_prompts(model, path, {"run": config.name, "shards": index.digest}, state=prompts)
+
+    return Trainer(
+        config=config,
+        engine=TrainingEngine(model, model.trainable_parameters(), training, config.optim, micro, accumulation),
+        batches=loader.steps,
+        total_steps=total_steps,
+        run_folder=run_folder,
+        device=device,
+        identity=run_identity(config, index.digest, model.backbone_digest, total_steps),
+        image_mean=image_mean,
+        image_std=image_std,
+        logit_scale=logit_scale,
+        write_prompts=write_prompts,
+        stop=stop,
+        validate=validate,
+    )
+
+
+def _prepare_folder(run_folder: Path, config: RunConfig) -> int:
+    """Create the run folder, refuse a second run in it, and write the resolved config."""
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run_folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise DglError(f"cannot write {run_folder}: {error.strerror}; choose another output") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise DglError(f"another run is writing to {run_folder}; wait for it or choose another name") from error
+    write_text(run_folder / "config.yaml", dump_config(config))
+    return lock
+
+
+def _announce(trainer: Trainer, model: DGL, micro: int, accumulation: int) -> None:
+    if not distributed.is_main():
+        return
+    trained = sum(p.numel() for _, p in model.trainable_parameters())
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    sizes: dict[str, Any] = {"ranks": distributed.world_size(), "micro-batch": micro, "accumulation": accumulation, "steps": trainer.total_steps}
+    say(
+        f"{trainer.config.name}: DGL {trainer.config.model.latent_space} over {trainer.config.model.clip}, {trained:,} trained and {frozen:,} frozen parameters"
+        f" ({100 * trained / (trained + frozen):.2f}%), {', '.join(f'{value} {name}' for name, value in sizes.items())}, {trainer.device.type}"
+    )
