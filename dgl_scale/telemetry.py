@@ -23,7 +23,7 @@ class MetricsWriter:
         self._path = run_folder / "metrics.jsonl"
         if self._path.exists():
             _keep_until(self._path, start_step)
-        self._stream = open(self._path, "a", encoding="utf-8")
+        self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start_step + 1)
 
     def record(self, step: int, values: dict[str, float]) -> None:

@@ -5,7 +5,6 @@ Also runs under `python` (one process), `torchrun` and `srun`, with the same arg
 
 import sys
 from collections.abc import Sequence
-
 from typing import TYPE_CHECKING
 
 from dgl_scale.config import RunConfig

@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo install install-dev test lint quickstart-reduced clean
+
+demo: install
+	$(BIN)/dgl-scale quickstart
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+# torch first: deepspeed's build imports it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch numpy ninja setuptools wheel packaging
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: install-dev
+	$(BIN)/python -m pytest
+
+# The whole path at a size that takes a minute or two, for continuous integration.
+quickstart-reduced: install-dev
+	$(BIN)/dgl-scale quickstart --reduced --folder build/quickstart-reduced
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,112 @@
+"""Child processes of the quickstart: shown, streamed, and surely ended."""
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from dgl_scale.errors import DglError
+
+_GRACE_S = 45.0
+
+
+def show_command(command: Sequence[str]) -> str:
+    """The command as one line that a shell understands."""
+    return " ".join(shlex.quote(word) for word in command)
+
+
+def run_process(command: Sequence[str], log: Path, environment: Mapping[str, str], *, quiet: tuple[str, ...] = ()) -> None:
+    """Run a command to its end, its output on stdout and in `log`.
+
+    Whatever ends this call early (Ctrl-C, SIGTERM, an error) ends the command and all its descendants:
+    first by SIGTERM, with time for a checkpoint, then by SIGKILL.
+
+    Args:
+        quiet: lines that contain one of these texts go to the log only.
+
+    Raises:
+        DglError: the command failed; names its exit code and the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    )
+    with ending(process), open(log, "a", encoding="utf-8") as stream:
+        stream.write(f"$ {show_command(command)}\n")
+        for line in process.stdout or ():
+            stream.write(line)
+            if line.strip() and not any(text in line for text in quiet):
+                sys.stdout.write(f"    {line}")
+                sys.stdout.flush()
+        code = process.wait()
+    if code != 0:
+        raise DglError(f"{Path(command[0]).name} ended with exit code {code}; its output is in {log}")
+
+
+@contextlib.contextmanager
+def ending(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """End `process` and its descendants when the block is left, however it is left."""
+    try:
+        yield
+    finally:
+        end_process_tree(process.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+
+
+def end_process_tree(pid: int, grace_s: float = _GRACE_S) -> None:
+    """SIGTERM to a process, its session and its descendants; after `grace_s` seconds SIGKILL to who is left."""
+    members = _members(pid)
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(members, timeout=grace_s)
+    for member in {*alive, *_members(pid)}:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: "subprocess.Popen[str]", timeout_s: float) -> None:
+    """Wait until something listens on a loopback port.
+
+    Raises:
+        DglError: `process` ended, or `timeout_s` seconds have passed.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise DglError(f"{show_command(process.args[:3])} … ended with exit code {process.returncode} while starting")  # type: ignore[index]
+        with contextlib.closing(socket.socket()) as probe:
+            probe.settimeout(1.0)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise DglError(f"nothing listens on port {port} after {timeout_s:.0f} s; is the machine very busy?")
+
+
+def _members(pid: int) -> list[psutil.Process]:
+    """The process, its descendants, and whoever shares its session (orphans of a dead launcher)."""
+    found: dict[int, psutil.Process] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(pid)
+        found = {p.pid: p for p in [leader, *leader.children(recursive=True)]}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == pid:
+                found[process.pid] = process
+    return [process for process in found.values() if process.pid != os.getpid()]

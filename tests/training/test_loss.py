@@ -1,0 +1,59 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dgl_scale.training.loss import global_contrastive_loss, symmetric_contrastive_loss
+
+
+def run_ranks(world: int, total: int, micro: int) -> dict:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(world):
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(Path(__file__).with_name("loss_rank.py")), str(total), str(micro)]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def literal(total: int) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, total, 6, generator=generator, dtype=torch.float64)
+    weights = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    text, video = F.normalize(torch.tanh(inputs @ weights), dim=-1)
+    loss = torch.zeros((), dtype=torch.float64)
+    for i in range(total):
+        scores_of_videos = 7.0 * torch.stack([text[i] @ video[j] for j in range(total)])
+        scores_of_texts = 7.0 * torch.stack([text[j] @ video[i] for j in range(total)])
+        loss = loss - (scores_of_videos[i] - scores_of_videos.logsumexp(0)) / (2 * total) - (scores_of_texts[i] - scores_of_texts.logsumexp(0)) / (2 * total)
+    loss.backward()
+    return {"loss": loss.item(), "gradient": weights.grad.flatten().tolist()}
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 12), (1, 3), (2, 6), (2, 2), (3, 4), (3, 1)])
+def test_every_split_of_the_batch_gives_the_global_gradient(world: int, micro: int) -> None:
+    expected, found = literal(12), run_ranks(world, 12, micro)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+    torch.testing.assert_close(torch.tensor(found["gradient"], dtype=torch.float64), torch.tensor(expected["gradient"], dtype=torch.float64), rtol=1e-12, atol=1e-14)
+
+
+def test_recall_counts_hits() -> None:
+    text = torch.eye(4)
+    video = torch.eye(4)[[0, 1, 3, 2]]
+    assert global_contrastive_loss(text, video, 100.0).recall_at_1 == 50.0
+
+
+def test_loss_of_chance_is_log_of_the_batch() -> None:
+    loss, logits = symmetric_contrastive_loss(torch.ones(8, 2), torch.ones(8, 2), 100.0)
+    assert logits.shape == (8, 8)
+    assert float(loss) == pytest.approx(torch.log(torch.tensor(8.0)).item())
