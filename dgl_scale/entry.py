@@ -21,7 +21,9 @@ class Parser(argparse.ArgumentParser):
 
 def config_parser(prog: str, description: str) -> Parser:
     """A parser with what every engine command takes: `--config C [key.path=value ...]`."""
-    parser = Parser(prog=prog, description=description, epilog="exit codes: 0 done, 1 failed work, 2 wrong usage or config, 75 interrupted, resume")
+    parser = Parser(
+        prog=prog, description=description, epilog="exit codes: 0 done, 1 failed work, 2 wrong usage or config, 75 interrupted, resume"
+    )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML config file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of single config values")
     parser.add_argument("--show-config", action="store_true", help="print the resolved config and stop")

@@ -1,7 +1,7 @@
 """The layout of a run folder: its files, its checkpoints, and which of them are complete.
 
-    runs/<name>/config.yaml  metrics.jsonl  tensorboard/  evaluation/
-    runs/<name>/checkpoints/step-00001000/  latest  best
+runs/<name>/config.yaml  metrics.jsonl  tensorboard/  evaluation/
+runs/<name>/checkpoints/step-00001000/  latest  best
 """
 
 import re

@@ -1,9 +1,9 @@
 """Checkpoints of a run: complete or absent, independent of world size and ZeRO stage.
 
-    step-00001000/prompts.safetensors    fp32 prompts, usable alone
-    step-00001000/optimizer.safetensors  fp32 moments of AdamW
-    step-00001000/state.json             step, batches' identity, the config keys that decide the mathematics
-    step-00001000/manifest.json          size and SHA-256 of the above
+step-00001000/prompts.safetensors    fp32 prompts, usable alone
+step-00001000/optimizer.safetensors  fp32 moments of AdamW
+step-00001000/state.json             step, batches' identity, the config keys that decide the mathematics
+step-00001000/manifest.json          size and SHA-256 of the above
 """
 
 import shutil

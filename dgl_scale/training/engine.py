@@ -18,7 +18,16 @@ from dgl_scale.training.optimizer import build_optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Keys that the run's own config decides; a DeepSpeed file that sets them would contradict it silently.
-_RESERVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer", "scheduler", "bf16", "fp16")
+_RESERVED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,15 @@ def stop_distributed(*, gracefully: bool) -> None:
 class TrainingEngine:
     """A model under DeepSpeed: forward, backward, step, and its trained state in and out."""
 
-    def __init__(self, model: nn.Module, parameters: list[tuple[str, nn.Parameter]], training: TrainingConfig, optim: OptimConfig, micro_batch_size: int, accumulation_steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: list[tuple[str, nn.Parameter]],
+        training: TrainingConfig,
+        optim: OptimConfig,
+        micro_batch_size: int,
+        accumulation_steps: int,
+    ) -> None:
         """
         Args:
             model: called as `model(frames, tokens)`; only `parameters` require gradients.
@@ -193,11 +210,15 @@ class TrainingEngine:
         expected = dict(self._parameters)
         if set(expected) != set(state.parameters):
             difference = sorted(set(expected) ^ set(state.parameters))
-            raise CheckpointError(f"checkpoint and model differ in the trained parameters {difference[:3]}; use the config the run began with")
+            raise CheckpointError(
+                f"checkpoint and model differ in the trained parameters {difference[:3]}; use the config the run began with"
+            )
         for name, values in state.parameters.items():
             shape = tuple(getattr(expected[name], "ds_shape", expected[name].shape))
             if tuple(values["param"].shape) != shape:
-                raise CheckpointError(f"{name} has shape {tuple(values['param'].shape)} in the checkpoint and {shape} in the model; use the config the run began with")
+                raise CheckpointError(
+                    f"{name} has shape {tuple(values['param'].shape)} in the checkpoint and {shape} in the model; use the config the run began with"
+                )
 
 
 def _is_partitioned(parameter: nn.Parameter) -> bool:

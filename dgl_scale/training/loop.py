@@ -116,7 +116,9 @@ def _run_steps(trainer: Trainer, start_step: int, writer: MetricsWriter | None) 
         if step % training.checkpoint_every_steps == 0 or is_last or stopping:
             checkpoint = _checkpoint(trainer, step, writer, skip_validation=stopping and not is_last)
         if stopping and not is_last:
-            raise Interrupted(f"stopped by {trainer.stop.reason or 'another rank'} at step {step} of {trainer.total_steps}; run the same command to go on")
+            raise Interrupted(
+                f"stopped by {trainer.stop.reason or 'another rank'} at step {step} of {trainer.total_steps}; run the same command to go on"
+            )
     return checkpoint
 
 
@@ -137,7 +139,9 @@ def train_step(trainer: Trainer, micro_batches: list[VideoTextBatch], lr: float)
     inputs = [_to_device(trainer, batch) for batch in micro_batches]
     with torch.no_grad():
         features = [engine.forward(*pair) for pair in inputs]
-    result, text_gradient, video_gradient = feature_gradients(torch.cat([t for _, t in features]), torch.cat([v for v, _ in features]), trainer.logit_scale)
+    result, text_gradient, video_gradient = feature_gradients(
+        torch.cat([t for _, t in features]), torch.cat([v for v, _ in features]), trainer.logit_scale
+    )
     _check_finite(trainer, float(result.loss), micro_batches)
     grad_norm = None
     size = micro_batches[0].frames.shape[0]
@@ -167,7 +171,8 @@ def _check_finite(trainer: Trainer, loss: float, micro_batches: list[VideoTextBa
 def _checkpoint(trainer: Trainer, step: int, writer: MetricsWriter | None, *, skip_validation: bool) -> Path:
     metrics = trainer.validate() if trainer.validate and not skip_validation else {}
     state = trainer.engine.trained_state()
-    checkpoint, failure = step_folder(trainer.run_folder, step), None
+    checkpoint = step_folder(trainer.run_folder, step)
+    failure: str | None = None
     if writer:
         try:
             save_checkpoint(trainer.run_folder, state, trainer.identity, trainer.write_prompts)
@@ -178,9 +183,8 @@ def _checkpoint(trainer: Trainer, step: int, writer: MetricsWriter | None, *, sk
         except DglError as error:
             failure = str(error)
     # The other ranks must not go on when rank 0 could not write.
-    failure = distributed.broadcast_object(failure)
-    if failure is not None:
-        raise DglError(str(failure))
+    if reason := distributed.broadcast_object(failure):
+        raise DglError(str(reason))
     summary = "".join(f", {name} {metrics[name]:.1f}" for name in ("text_to_video/R@1", "video_to_text/R@1") if name in metrics)
     _say(f"checkpoint {checkpoint}{summary and ', validation' + summary[1:]}")
     return checkpoint

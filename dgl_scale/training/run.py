@@ -66,15 +66,28 @@ def split_batch(training: TrainingConfig, world_size: int) -> tuple[int, int]:
     if total % world_size:
         divisors = [w for w in range(1, total + 1) if total % w == 0]
         near = sorted(sorted(divisors, key=lambda w: abs(w - world_size))[:3])
-        raise ConfigError(f"global_batch_size {total} does not divide over {world_size} ranks; start {', '.join(map(str, near))} ranks or change the batch")
+        raise ConfigError(
+            f"global_batch_size {total} does not divide over {world_size} ranks; start {', '.join(map(str, near))} ranks or change the batch"
+        )
     share = total // world_size
     micro = training.micro_batch_size or share
     if share % micro:
-        raise ConfigError(f"micro_batch_size {micro} does not divide a rank's share of {share} (global_batch_size {total} over {world_size} ranks)")
+        raise ConfigError(
+            f"micro_batch_size {micro} does not divide a rank's share of {share} (global_batch_size {total} over {world_size} ranks)"
+        )
     return micro, share // micro
 
 
-def _build_trainer(config: RunConfig, model: DGL, run_folder: Path, device: torch.device, stop: StopRequest, build_validation: BuildValidation, micro: int, accumulation: int) -> Trainer:
+def _build_trainer(
+    config: RunConfig,
+    model: DGL,
+    run_folder: Path,
+    device: torch.device,
+    stop: StopRequest,
+    build_validation: BuildValidation,
+    micro: int,
+    accumulation: int,
+) -> Trainer:
     training, data = config.training, config.data
     index = load_split(str(data.train))
     tokenizer = load_tokenizer(config.model.clip, data.max_words)
@@ -139,7 +152,12 @@ def _announce(trainer: Trainer, model: DGL, micro: int, accumulation: int) -> No
         return
     trained = sum(p.numel() for _, p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    sizes: dict[str, Any] = {"ranks": distributed.world_size(), "micro-batch": micro, "accumulation": accumulation, "steps": trainer.total_steps}
+    sizes: dict[str, Any] = {
+        "ranks": distributed.world_size(),
+        "micro-batch": micro,
+        "accumulation": accumulation,
+        "steps": trainer.total_steps,
+    }
     say(
         f"{trainer.config.name}: DGL {trainer.config.model.latent_space} over {trainer.config.model.clip}, {trained:,} trained and {frozen:,} frozen parameters"
         f" ({100 * trained / (trained + frozen):.2f}%), {', '.join(f'{value} {name}' for name, value in sizes.items())}, {trainer.device.type}"
