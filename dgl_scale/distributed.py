@@ -1,8 +1,12 @@
 """Ranks and collectives; every function also works in one process without a process group."""
 
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -54,10 +58,10 @@ def broadcast_object(value: object) -> object:
     return box[0]
 
 
-def gather_objects(value: object) -> list[object]:
+def gather_objects(value: T) -> list[T]:
     """Every rank's `value`, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
-    box: list[object] = [None] * world_size()
+    box: list[Any] = [None] * world_size()
     dist.all_gather_object(box, value)
     return box

@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_validation(model: "DGL", index: "SplitIndex", tokenizer: "Tokenizer", config: RunConfig, device: "torch.device") -> "Validate":
     """The retrieval metrics of the validation split, each rank encoding its share of the videos."""
     from dgl_scale import distributed
-    from dgl_scale.evaluation.embedding import encode_split, join_features
-    from dgl_scale.evaluation.metrics import flat_metrics
-    from dgl_scale.evaluation.ranks import rank_features
+    from dgl_scale.evaluation.embedding import encode_split
+    from dgl_scale.evaluation.features import join_features
+    from dgl_scale.evaluation.retrieval import flat_metrics, rank_features
 
     bounds = [index.num_videos * i // distributed.world_size() for i in range(distributed.world_size() + 1)]
 

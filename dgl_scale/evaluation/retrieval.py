@@ -1,0 +1,131 @@
+"""From features to the figures of a results.json: ranks, metrics, intervals, reranking, twin pairs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgl_scale.config import EvaluationConfig
+from dgl_scale.evaluation.features import Features
+from dgl_scale.evaluation.metrics import bootstrap_interval, pair_accuracy, retrieval_metrics
+from dgl_scale.evaluation.ranks import Ranking, pair_scores, rank_both_directions
+from dgl_scale.evaluation.rescoring import dual_softmax
+
+DIRECTIONS = ("text_to_video", "video_to_text")
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What an evaluation found.
+
+    Attributes:
+        figures: `text_to_video`, `video_to_text` (each with its `interval`), `rerank`, `queries`, `videos` and,
+            where the split has twins, `pair_accuracy`.
+        ranking: per query.
+    """
+
+    figures: dict[str, Any]
+    ranking: Ranking
+
+
+def rank_features(features: Features, evaluation: EvaluationConfig) -> Ranking:
+    """Ranks of both directions by the model's own scores."""
+    return rank_both_directions(
+        features.text,
+        features.video,
+        features.video_index,
+        scale=features.scale,
+        block_size=evaluation.block_size,
+        top_k=evaluation.top_k,
+    )
+
+
+def flat_metrics(ranking: Ranking) -> dict[str, float]:
+    """`text_to_video/R@1`, … `video_to_text/MnR`: the metrics by the names that curves are recorded under."""
+    return {
+        f"{name}/{metric}": value
+        for name in DIRECTIONS
+        for metric, value in retrieval_metrics(getattr(ranking, name).ranks.numpy()).items()
+    }
+
+
+def evaluate_features(features: Features, evaluation: EvaluationConfig, *, twins: dict[str, str], seed: int) -> Retrieval:
+    """All figures of a split.
+
+    Args:
+        twins: sample key to the key of the clip that differs from it in one thing only; may be empty.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: as `rank_both_directions`.
+    """
+    ranking = rank_features(features, evaluation)
+    videos = torch.arange(len(features.keys))
+    figures: dict[str, Any] = {}
+    for name, groups in zip(DIRECTIONS, (features.video_index, videos), strict=True):
+        ranks = getattr(ranking, name).ranks.numpy()
+        interval = bootstrap_interval(ranks, groups.numpy(), samples=evaluation.bootstrap_samples, seed=seed)
+        figures[name] = {**retrieval_metrics(ranks), "interval": interval}
+    figures["rerank"] = {"dual_softmax": _dual_softmax_metrics(features, evaluation)}
+    if pairs := twin_accuracy(features, twins, samples=evaluation.bootstrap_samples, seed=seed):
+        figures["pair_accuracy"] = pairs
+    return Retrieval({**figures, "queries": len(features.text), "videos": len(features.keys)}, ranking)
+
+
+def twin_accuracy(features: Features, twins: dict[str, str], *, samples: int, seed: int) -> dict[str, Any] | None:
+    """How often the model tells a clip from its twin, in percent; chance is 50.
+
+    Text-to-video: a caption's own clip scores above its twin. Video-to-text: the clip's best own caption scores
+    above the best caption of the twin. Ties count half; whole pairs are resampled for the interval.
+
+    Returns:
+        None where no clip has its twin in the split.
+    """
+    position = {key: i for i, key in enumerate(features.keys)}
+    known = {position[key]: position[twin] for key, twin in twins.items() if key in position and twin in position and twin != key}
+    if not known:
+        return None
+    twin_of = torch.full((len(position),), -1, dtype=torch.int64)
+    twin_of[torch.tensor(list(known))] = torch.tensor(list(known.values()))
+    pair = torch.minimum(twin_of, torch.arange(len(position)))
+
+    queries = (twin_of[features.video_index] >= 0).nonzero()[:, 0]
+    text, own = features.text[queries], features.video_index[queries]
+    right = pair_scores(text, features.video[own], scale=features.scale)
+    to_video = pair_accuracy(
+        right.numpy(),
+        pair_scores(text, features.video[twin_of[own]], scale=features.scale).numpy(),
+        pair[own].numpy(),
+        samples=samples,
+        seed=seed,
+    )
+    videos = (twin_of >= 0).nonzero()[:, 0]
+    to_text = pair_accuracy(
+        _best_scores(features, videos, videos).numpy(),
+        _best_scores(features, videos, twin_of[videos]).numpy(),
+        pair[videos].numpy(),
+        samples=samples,
+        seed=seed,
+    )
+    return {"text_to_video": to_video, "video_to_text": to_text, "pairs": len(torch.unique(pair[videos]))}
+
+
+def _best_scores(features: Features, videos: Tensor, described: Tensor) -> Tensor:
+    """Best score of video `videos[i]` among the captions of video `described[i]`."""
+    captions: dict[int, list[int]] = {}
+    for caption, video in enumerate(features.video_index.tolist()):
+        captions.setdefault(video, []).append(caption)
+    best = []
+    for video, other in zip(videos.tolist(), described.tolist(), strict=True):
+        text = features.text[captions[other]]
+        best.append(pair_scores(text, features.video[video].expand_as(text), scale=features.scale).max())
+    return torch.stack(best)
+
+
+def _dual_softmax_metrics(features: Features, evaluation: EvaluationConfig) -> dict[str, dict[str, float]]:
+    adjust = dual_softmax(features.text, features.video, scale=features.scale, block_size=evaluation.block_size)
+    ranking = rank_both_directions(
+        features.text, features.video, features.video_index, scale=features.scale, block_size=evaluation.block_size, top_k=1, adjust=adjust
+    )
+    return {name: retrieval_metrics(getattr(ranking, name).ranks.numpy()) for name in DIRECTIONS}

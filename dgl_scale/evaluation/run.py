@@ -1,0 +1,118 @@
+"""One evaluation from its config: encode with workers, rank, write the results."""
+
+import importlib.metadata
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgl_scale.config import RunConfig
+from dgl_scale.data.index import load_split
+from dgl_scale.errors import ConfigError
+from dgl_scale.evaluation.embedding import load_model, read_annotations
+from dgl_scale.evaluation.results import Checkpoint, evaluation_folder, resolve_checkpoint, write_results
+from dgl_scale.evaluation.retrieval import evaluate_features
+from dgl_scale.evaluation.workers import EncodingJob, Progress, encode_with_workers
+
+_VERSIONS_OF = ("dgl-scale", "torch", "open_clip_torch", "ray", "deepspeed", "webdataset", "numpy")
+
+
+def evaluate_checkpoint(
+    config: RunConfig, checkpoint_argument: str, device: str, *, command: list[str], progress: Progress
+) -> tuple[Path, dict[str, Any]]:
+    """Evaluate what `--checkpoint` names on the config's split; returns the results' folder and content.
+
+    Args:
+        device: `cpu`, `cuda` or `auto` (cuda where this machine, or each worker, has a GPU).
+        command: how to repeat this, for the results.
+
+    Raises:
+        ConfigError: the config names no such split, or the cluster lacks what the workers need.
+        CheckpointError: the checkpoint is missing, damaged or of another model.
+        DataError: shards cannot be read, or a feature is not finite.
+    """
+    started = time.monotonic()
+    split = config.evaluation.split
+    split_folder = getattr(config.data, split)
+    if split_folder is None:
+        raise ConfigError(f"data.{split} is missing: the folder of the {split} split's shards")
+    checkpoint = resolve_checkpoint(checkpoint_argument)
+    index = load_split(split_folder)
+    config, device = _place(config, device)
+    counts = _count_parameters(config, checkpoint)
+    job = EncodingJob(config, checkpoint.prompts, str(Path(split_folder).expanduser().resolve()), device)
+    features = encode_with_workers(job, index.num_videos, progress)
+    annotations = read_annotations(index, features.keys)
+    retrieval = evaluate_features(features, config.evaluation, twins=annotations.twins, seed=config.seed)
+    results = {
+        **retrieval.figures,
+        **counts,
+        "model": _describe(config, checkpoint),
+        "checkpoint": checkpoint.name if checkpoint.prompts is None else str(checkpoint.prompts),
+        "step": checkpoint.step,
+        "selection": _selection(config, checkpoint),
+        "split": split,
+        "shards": index.digest,
+        "seconds": round(time.monotonic() - started, 3),
+        "command": command,
+        "versions": _versions(),
+    }
+    folder = evaluation_folder(Path(config.output).expanduser() / config.name, checkpoint, split)
+    write_results(folder, results, retrieval, features, annotations, step=checkpoint.step)
+    return folder, results
+
+
+def _place(config: RunConfig, device: str) -> tuple[RunConfig, str]:
+    """The config with GPUs for the workers where they shall use one, and the device."""
+    evaluation = config.evaluation
+    num_gpus = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and num_gpus == 0 and evaluation.gpus_per_worker == 0):
+        return config.model_copy(update={"evaluation": evaluation.model_copy(update={"gpus_per_worker": 0.0})}), "cpu"
+    if evaluation.gpus_per_worker > 0:
+        return config, "cuda"
+    if num_gpus == 0:
+        raise ConfigError(
+            "device cuda was asked for, but torch sees no GPU; use --device cpu, or set evaluation.gpus_per_worker for a cluster"
+        )
+    # Ray counts GPUs in ten-thousandths; several workers share one where there are fewer GPUs than workers.
+    share = min(1.0, int(10_000 * num_gpus / evaluation.num_workers) / 10_000)
+    return config.model_copy(update={"evaluation": evaluation.model_copy(update={"gpus_per_worker": share})}), "cuda"
+
+
+def _count_parameters(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Loading here first also tells a wrong checkpoint before any worker starts."""
+    model = load_model(config, checkpoint.prompts, torch.device("cpu"))
+    trained = sum(parameter.numel() for _, parameter in model.trainable_parameters()) if checkpoint.prompts is not None else 0
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return {"trained_parameters": trained, "trained_share": trained / total}
+
+
+def _describe(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "clip": config.model.clip,
+        "latent_space": None if checkpoint.prompts is None else config.model.latent_space,
+        "num_frames": config.model.num_frames,
+        "precision": config.training.precision,
+        "seed": config.seed,
+    }
+
+
+def _selection(config: RunConfig, checkpoint: Checkpoint) -> str:
+    if checkpoint.prompts is None or config.data.validation is None or not checkpoint.selection.startswith("highest"):
+        return checkpoint.selection
+    evaluated = Path(getattr(config.data, config.evaluation.split)).expanduser().resolve()
+    if evaluated == Path(config.data.validation).expanduser().resolve():
+        return f"{checkpoint.selection}; chosen on the split evaluated here, so the figures are optimistic"
+    return checkpoint.selection
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
