@@ -1,0 +1,107 @@
+"""Prompts files: trained prompts as safetensors that name the model they belong to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+
+import dgl_scale
+from dgl_scale.config import ModelConfig
+from dgl_scale.errors import CheckpointError
+from dgl_scale.files import atomic_file
+from dgl_scale.model.dgl import DGL
+
+FORMAT_VERSION = "1"
+
+# What a prompts file shares with every model it fits; the rest says where weights are, or what is read at the end.
+_FITTING_KEYS = ("latent_space", "num_local_prompts", "num_global_prompts", "num_prefix_prompts", "num_postfix_prompts", "video_feature")
+
+
+def save_prompts(model: DGL, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write the prompts of a model; `extra` (JSON values) travels with them.
+
+    Raises:
+        CheckpointError: the model has no prompts, or one holds NaN or infinity.
+        DglError: the file cannot be written; an older one under its name is kept.
+    """
+    state = {name: tensor.float().cpu().contiguous() for name, tensor in model.prompts_state().items()}
+    if not state:
+        raise CheckpointError("a frozen CLIP (latent_space: null) has no prompts to save")
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"prompts hold NaN or infinity in {name} and are not saved to {path}")
+    metadata = {
+        "format": FORMAT_VERSION,
+        "clip": model.config.clip,
+        "backbone_sha256": model.backbone_digest or "",
+        "model": model.config.model_dump_json(),
+        "dgl_scale": dgl_scale.__version__,
+        "extra": json.dumps(extra or {}, ensure_ascii=False, allow_nan=False),
+    }
+    with atomic_file(Path(path)) as stream:
+        stream.write(save(state, metadata))
+
+
+def read_prompts_metadata(path: str | Path) -> dict[str, Any]:
+    """What a prompts file says of itself: `clip`, `backbone_sha256`, `model` (a `ModelConfig`), `dgl_scale`, `extra`, `format`.
+
+    Raises:
+        CheckpointError: no such file, or no prompts file of this format.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+    except OSError as error:
+        raise CheckpointError(f"cannot read prompts {path}: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"prompts {path} are damaged or no safetensors: {error}") from error
+    if metadata.get("format") != FORMAT_VERSION:
+        given = metadata.get("format", "none")
+        raise CheckpointError(f"{path} is no prompts file of format {FORMAT_VERSION} (its format: {given}); save_prompts writes one")
+    try:
+        model = ModelConfig.model_validate_json(metadata["model"])
+        return {**metadata, "model": model, "extra": json.loads(metadata["extra"])}
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"prompts {path} describe themselves wrongly: {str(error).splitlines()[0]}") from error
+
+
+def load_prompts(model: DGL, path: str | Path) -> dict[str, Any]:
+    """Put saved prompts into a model and return the file's metadata.
+
+    Raises:
+        CheckpointError: the file is damaged, or made for another CLIP or other prompts; names both sides.
+    """
+    metadata = read_prompts_metadata(path)
+    _check_fit(model, metadata, path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    try:
+        model.load_prompts_state(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return metadata
+
+
+def _check_fit(model: DGL, metadata: dict[str, Any], path: str | Path) -> None:
+    theirs, ours = metadata["model"], model.config
+    differing = [key for key in _FITTING_KEYS if getattr(theirs, key) != getattr(ours, key)]
+    if "transformer" in (theirs.latent_space, ours.latent_space) and theirs.num_frames != ours.num_frames:
+        differing.append("num_frames")
+    if _depth(theirs, model) != _depth(ours, model):
+        differing.append("prompt_depth")
+    if metadata["backbone_sha256"] != model.backbone_digest:
+        raise CheckpointError(
+            f"prompts {path} belong to {metadata['clip']} with weights {metadata['backbone_sha256'][:12]}, "
+            f"this model is {ours.clip} with weights {(model.backbone_digest or 'none')[:12]}"
+        )
+    if differing:
+        given = ", ".join(f"{key} {getattr(theirs, key)}" for key in differing)
+        wanted = ", ".join(f"{key} {getattr(ours, key)}" for key in differing)
+        raise CheckpointError(f"prompts {path} were trained with {given}, this model has {wanted}")
+
+
+def _depth(config: ModelConfig, model: DGL) -> int:
+    return config.prompt_depth or model.shape.vision.num_layers
