@@ -1,0 +1,116 @@
+"""Videos from a table: CSV, TSV, JSONL or Parquet, a row per video or per caption."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.parquet
+
+from dgl_scale.config import ColumnsConfig
+from dgl_scale.errors import ConfigError, DataError
+from shard_tools.annotations.videos import AnnotatedVideo, check_split, clean_text, join_rows, json_values, parse_captions, parse_segment
+from shard_tools.failures import SampleFailure
+
+_MAX_CSV_FIELD_CHARS = 1 << 24
+
+
+def read_table(path: Path, columns: ColumnsConfig, default_split: str) -> list[AnnotatedVideo]:
+    """The videos of a table, in order of first appearance.
+
+    The suffix tells the format. A caption is a text or, in JSONL and Parquet, a list of texts; rows of
+    the same video are joined. Columns that no key of `columns` names go to `extra` where JSON can hold them.
+
+    Raises:
+        ConfigError: a suffix that is not known.
+        DataError: the file is missing or malformed, lacks a column, or names two videos by one id.
+    """
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigError(f"annotations {path} must end in {', '.join(sorted(readers))}")
+    try:
+        videos = join_rows(_video(row, where, columns, default_split) for where, row in reader(path))
+    except OSError as error:
+        raise DataError(f"cannot read annotations {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"annotations {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if not videos:
+        raise DataError(f"annotations {path} has no rows")
+    return videos
+
+
+def _video(row: dict[str, Any], where: str, columns: ColumnsConfig, default_split: str) -> AnnotatedVideo:
+    for column in _required(columns):
+        if column not in row:
+            raise DataError(f"{where} has no column {column!r}; it has {', '.join(map(str, row)) or 'none'} (set `columns`)")
+    path = _text(row[columns.video], columns.video, where)
+    video_id = _text(row[columns.video_id], columns.video_id, where) if columns.video_id else PurePosixPath(path).stem
+    split = check_split(_text(row[columns.split], columns.split, where), where) if columns.split else default_split
+    named = {columns.video, columns.caption, columns.video_id, columns.split, columns.start, columns.end}
+    extra = json_values({str(key): value for key, value in row.items() if key not in named})
+    captions: tuple[str, ...] = ()
+    start, end, problem = 0.0, None, None
+    # The place in the message is the row, not the file: rows must not depend on where the table lies.
+    place = where.rpartition(": ")[2]
+    try:
+        captions = parse_captions(row[columns.caption], place)
+        start, end = parse_segment(row[columns.start] if columns.start else None, row[columns.end] if columns.end else None, place)
+    except SampleFailure as failure:
+        problem = failure
+    return AnnotatedVideo(clean_text(video_id), path, captions, split, start, end, extra, problem)
+
+
+def _required(columns: ColumnsConfig) -> list[str]:
+    names = (columns.video, columns.caption, columns.video_id, columns.split, columns.start, columns.end)
+    return [name for name in names if name is not None]
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: column {column!r} must be a text, got {value!r}")
+    return value.strip()
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(_MAX_CSV_FIELD_CHARS)
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        rows = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        try:
+            for row in rows:
+                where = f"{path}: line {rows.line_num}"
+                if None in row:
+                    raise DataError(f"{where} has more cells than the header has columns; quote cells that hold the separator")
+                yield where, row
+        except csv.Error as error:
+            raise DataError(f"{path}: line {rows.line_num} is not valid CSV: {error}") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open(path, encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}: line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{where} is not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where} must be a JSON object, got {type(row).__name__}")
+            yield where, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", row
+    except pyarrow.lib.ArrowException as error:
+        raise DataError(f"annotations {path} is not a valid Parquet file: {str(error).splitlines()[0]}") from error

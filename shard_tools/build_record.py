@@ -1,0 +1,133 @@
+"""What a build says of itself: `build.json`, the shard lists of a split, and whether a build may go on."""
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dgl_scale.config import ShardsConfig
+from dgl_scale.errors import ConfigError
+from dgl_scale.files import json_sha256, read_json, write_json
+from shard_tools.failures import Status
+from shard_tools.writer import ShardSummary
+
+# They say where, how fast and under which limits, never which bytes; so they may change between two runs.
+_NEUTRAL_KEYS = {"output", "decoder", "max_failed_fraction", "cpus_per_task", "max_tasks_in_flight"}
+_VERSIONS_OF = ("dgl-scale", "decord2", "av", "pillow", "simplejpeg", "webdataset", "pyarrow", "ray")
+
+
+class BuildRecord:
+    """The `build.json` of an output folder: written when a build begins, completed when it ends.
+
+    Holds nothing that depends on time, machine names or the number of workers.
+
+    Args:
+        output: the build's folder.
+        config: as written by the user, paths unresolved, so that the record is the same everywhere.
+        annotations_sha256: digest of what the annotations say.
+    """
+
+    def __init__(self, output: Path, config: ShardsConfig, annotations_sha256: str) -> None:
+        self._path = output / "build.json"
+        self._config = config.model_dump(mode="json", exclude=_NEUTRAL_KEYS)
+        self._annotations_sha256 = annotations_sha256
+
+    def begin(self) -> None:
+        """Check the record of an earlier build, or write a first one.
+
+        Raises:
+            ConfigError: the folder belongs to a build of another config or of other annotations.
+            DglError: the folder cannot be written.
+        """
+        if not self._path.exists():
+            self._write("building", {})
+            return
+        earlier = read_json(self._path)
+        folder = self._path.parent
+        different = _differences(earlier.get("config", {}), self._config)
+        if different:
+            raise ConfigError(f"{folder} was begun with another config: {'; '.join(different)}; choose another output or remove it")
+        if earlier.get("annotations_sha256") != self._annotations_sha256:
+            raise ConfigError(f"the annotations have changed since {folder} was begun; choose another output or remove it")
+
+    def end(self, status: str, shards: Sequence[ShardSummary], num_extra: int) -> None:
+        """Write totals, statuses and coverage of a build that has done its work.
+
+        Args:
+            status: `complete`, or `too_many_failed`.
+            shards: all of them.
+            num_extra: video files that no annotation names.
+        """
+        statuses = _count(shards)
+        annotated, missing = statuses.total(), statuses[Status.MISSING.value]
+        coverage = {
+            "annotated": annotated,
+            "found": annotated - missing,
+            "missing": missing,
+            "failed": annotated - missing - statuses[Status.OK.value],
+            "extra": num_extra,
+        }
+        names = sorted({shard.split for shard in shards})
+        splits = {name: _totals([shard for shard in shards if shard.split == name]) for name in names}
+        self._write(status, {"totals": _totals(shards), "coverage": coverage, "splits": splits})
+
+    def _write(self, status: str, results: dict[str, Any]) -> None:
+        record = {
+            "dataset": self._config["dataset"],
+            "status": status,
+            **results,
+            "config": self._config,
+            "config_sha256": json_sha256(self._config),
+            "annotations_sha256": self._annotations_sha256,
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONS_OF}},
+        }
+        write_json(self._path, record)
+
+
+def write_shard_lists(folder: Path, shards: Iterable[ShardSummary]) -> None:
+    """Write a split's `index.json` (as wids reads it) and `sizes.json` (as open_clip reads it).
+
+    Shards in which every sample failed have no tar and are not listed.
+
+    Raises:
+        DglError: the folder cannot be written.
+    """
+    listed = [shard for shard in shards if shard.num_samples]
+    entries = [
+        {"url": f"{shard.name}.tar", "nsamples": shard.num_samples, "filesize": shard.bytes, "sha256": shard.sha256} for shard in listed
+    ]
+    write_json(folder / "sizes.json", {f"{shard.name}.tar": shard.num_samples for shard in listed})
+    write_json(folder / "index.json", {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": entries})
+
+
+def _totals(shards: Sequence[ShardSummary]) -> dict[str, Any]:
+    return {
+        "shards": len(shards),
+        "samples": sum(shard.num_samples for shard in shards),
+        "failed": sum(shard.num_failed for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "statuses": dict(sorted(_count(shards).items())),
+    }
+
+
+def _count(shards: Iterable[ShardSummary]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(shard.statuses)
+    return counts
+
+
+def _differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    before, after = _flatten(earlier), _flatten(now)
+    return [
+        f"{key} was {before.get(key)!r}, now {after.get(key)!r}" for key in sorted({*before, *after}) if before.get(key) != after.get(key)
+    ]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

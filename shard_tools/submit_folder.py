@@ -1,0 +1,55 @@
+"""Which folder relative paths mean: the one the user stands in, also when Ray runs the job elsewhere.
+
+`ray job submit --working-dir .` runs a job in a temporary copy of the submitter's folder. Results
+written there would vanish with it, and videos are not in it.
+"""
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from dgl_scale.config import ShardsConfig
+from dgl_scale.errors import ConfigError
+
+_COPY_MARK = "/runtime_resources/working_dir_files/"
+
+
+def resolve_paths(config: ShardsConfig) -> ShardsConfig:
+    """The config with absolute `annotations`, `videos` and `output`; `~` is the home folder.
+
+    Raises:
+        ConfigError: a path is relative, this is Ray's copy of a folder, and the original is not known.
+    """
+    paths = {name: os.path.expanduser(value) for name in ("annotations", "videos", "output") if (value := getattr(config, name))}
+    relative = [name for name, value in paths.items() if not os.path.isabs(value)]
+    if not relative:
+        return config.model_copy(update=paths)
+    base = submit_folder()
+    if base is None:
+        name = relative[0]
+        raise ConfigError(
+            f"{name}: {paths[name]!r} is relative, and this Ray job runs in a temporary copy of the submitter's folder; "
+            f"give an absolute path ({name}=/...) or install the checkout with pip install -e"
+        )
+    return config.model_copy(update={name: os.path.normpath(base / value) for name, value in paths.items()})
+
+
+def submit_folder() -> Path | None:
+    """The folder that relative paths start from; None if a Ray job's folder cannot be known.
+
+    In a Ray job it is the checkout from which the package is installed in editable mode.
+    """
+    folder = Path.cwd()
+    return _checkout() if _COPY_MARK in f"{folder}/" else folder
+
+
+def _checkout() -> Path | None:
+    for distribution in metadata.distributions(name="dgl-scale"):
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        url = urlparse(origin.get("url", ""))
+        folder = Path(unquote(url.path))
+        if origin.get("dir_info", {}).get("editable") and url.scheme == "file" and folder.is_dir():
+            return folder
+    return None
