@@ -127,7 +127,7 @@ def _layer_state(state: dict[str, Tensor], source: str, target: str, tower: Towe
 
 
 def _scale_rows(tensor: Tensor, scale: Tensor | None) -> Tensor:
-    return tensor if scale is None else (tensor.T * scale).T
+    return tensor if scale is None else tensor * scale.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -107,7 +107,8 @@ class DGL(nn.Module):
 
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:
         """Cosines `[N, M]` of text features `[N, E]` and video features `[M, E]`, times `logit_scale.exp()`."""
-        return self.logit_scale.exp() * (_normalise(text) @ _normalise(video).T)
+        cosines = _normalise(text) @ _normalise(video).T
+        return self.logit_scale.to(cosines.dtype).exp() * cosines
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters of the prompts; nothing else is ever trained."""
