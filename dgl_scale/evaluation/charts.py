@@ -1,0 +1,124 @@
+"""Line charts as plain geometry, in the units of an SVG view box; the template draws them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 480, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+_MAX_POINTS = 300
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: its name and its (x, y) points in order of x."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A chart to draw; with `from_zero` the y axis begins at zero."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A position on an axis and the number written there."""
+
+    position: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series in view-box units.
+
+    Attributes:
+        points: the `points` attribute of an SVG polyline.
+        dots: the single points where there are few enough to show.
+    """
+
+    name: str
+    points: str
+    dots: Sequence[tuple[float, float]]
+    last: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A curve ready to draw; `description` says in words what the chart shows."""
+
+    curve: Curve
+    lines: Sequence[Line]
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    description: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = _LEFT
+    right: int = WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = HEIGHT - _BOTTOM
+
+
+def plot_curve(curve: Curve) -> Plot:
+    """Lay out a curve; a series without points is left out."""
+    series = [s for s in curve.series if s.points]
+    if not series:
+        return Plot(curve, (), (), (), f"{curve.title}: nothing recorded")
+    x_ticks = nice_ticks([x for s in series for x, _ in s.points])
+    y_ticks = nice_ticks([y for s in series for _, y in s.points] + ([0.0] if curve.from_zero else []))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _position(x, x_ticks, _LEFT, WIDTH - _RIGHT), _position(y, y_ticks, HEIGHT - _BOTTOM, _TOP)
+
+    lines = []
+    for one in series:
+        points = [place(x, y) for x, y in thin_out(one.points)]
+        dots = points if len(points) <= _MAX_POINTS // 10 else ()
+        lines.append(Line(one.name, " ".join(f"{x},{y}" for x, y in points), dots, format_number(one.points[-1][1])))
+    words = [f"{s.name} from {format_number(s.points[0][1])} to {format_number(s.points[-1][1])}" for s in series]
+    last = format_number(max(s.points[-1][0] for s in series))
+    return Plot(
+        curve,
+        lines,
+        [Tick(place(x, y_ticks[0])[0], format_number(x)) for x in x_ticks],
+        [Tick(place(x_ticks[0], y)[1], format_number(y)) for y in y_ticks],
+        f"{curve.title} over {curve.x_label} up to {last}: {'; '.join(words)}",
+    )
+
+
+def nice_ticks(values: Sequence[float]) -> list[float]:
+    """About five round numbers, evenly spaced, that enclose all values."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def thin_out(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most 300 of the points, first and last among them."""
+    if len(points) <= _MAX_POINTS:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (_MAX_POINTS - 1))] for i in range(_MAX_POINTS)]
+
+
+def format_number(value: float) -> str:
+    """Up to three significant digits, without trailing zeros."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _position(value: float, ticks: Sequence[float], start: float, end: float) -> float:
+    return round(start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start), 2)
