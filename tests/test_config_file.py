@@ -63,7 +63,12 @@ def test_wrong_overrides_say_what_to_do(tmp_path: Path, overrides: list[str], ex
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"[1, 2]", "must be a mapping"), (b"a: [", "not valid YAML"), (b"\xff\xfe\x00", "not UTF-8"), (b"!!python/object/apply:os.system [ls]", "not valid YAML")],
+    [
+        (b"[1, 2]", "must be a mapping"),
+        (b"a: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"!!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
 )
 def test_unreadable_files(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "bad.yaml"

@@ -53,7 +53,11 @@ def test_atomic_folder_never_replaces(tmp_path: Path) -> None:
 def small_disk(tmp_path: Path):
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = os.geteuid() == 0 and shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False).returncode == 0
+    mounted = (
+        os.geteuid() == 0
+        and shutil.which("mount")
+        and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False).returncode == 0
+    )
     if not mounted:
         pytest.skip("cannot mount a tmpfs here")
     yield folder

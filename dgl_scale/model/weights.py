@@ -1,12 +1,14 @@
 """Prompts files: trained prompts as safetensors that name the model they belong to."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 import dgl_scale
 from dgl_scale.config import ModelConfig
@@ -20,14 +22,18 @@ FORMAT_VERSION = "1"
 _FITTING_KEYS = ("latent_space", "num_local_prompts", "num_global_prompts", "num_prefix_prompts", "num_postfix_prompts", "video_feature")
 
 
-def save_prompts(model: DGL, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+def save_prompts(model: DGL, path: str | Path, extra: dict[str, Any] | None = None, *, state: Mapping[str, Tensor] | None = None) -> None:
     """Write the prompts of a model; `extra` (JSON values) travels with them.
+
+    Args:
+        state: fp32 prompts by the names of `prompts_state`, in place of the model's own: in training the masters
+            are with the engine, and under ZeRO-3 no rank's model is whole.
 
     Raises:
         CheckpointError: the model has no prompts, or one holds NaN or infinity.
         DglError: the file cannot be written; an older one under its name is kept.
     """
-    state = {name: tensor.float().cpu().contiguous() for name, tensor in model.prompts_state().items()}
+    state = {name: tensor.float().cpu().contiguous() for name, tensor in (model.prompts_state() if state is None else state).items()}
     if not state:
         raise CheckpointError("a frozen CLIP (latent_space: null) has no prompts to save")
     for name, tensor in state.items():

@@ -28,13 +28,27 @@ def local_ray(num_cpus: int, log: Path) -> Iterator[str]:
     # Ray's sockets lie below this folder and their paths may have at most 107 characters.
     folder = tempfile.mkdtemp(prefix="dgl-ray-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
     dashboard_port = free_port()
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={free_port()}"]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={free_port()}",
+    ]
+    command += [
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard_port}",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
     command += [f"--num-cpus={num_cpus}", f"--temp-dir={folder}", "--disable-usage-stats", f"--object-store-memory={512 << 20}"]
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(log, "a", encoding="utf-8") as stream:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, text=True, start_new_session=True, env=ray_environment())
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, text=True, start_new_session=True, env=ray_environment()
+            )
         try:
             _wait(dashboard_port, process, log)
             yield f"http://127.0.0.1:{dashboard_port}"

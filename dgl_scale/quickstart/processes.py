@@ -37,7 +37,14 @@ def run_process(command: Sequence[str], log: Path, environment: Mapping[str, str
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     with ending(process), open(log, "a", encoding="utf-8") as stream:
         stream.write(f"$ {show_command(command)}\n")

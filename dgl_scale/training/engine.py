@@ -136,18 +136,22 @@ class TrainingEngine:
 
     def step(self, lr: float, *, is_boundary: bool) -> float | None:
         """After a backward pass; at the last micro-batch clips, updates and returns the gradient's norm."""
-        if is_boundary:
-            for group in self._engine.optimizer.param_groups:
-                group["lr"] = lr
-        self._engine.step()
         if not is_boundary:
+            self._engine.step()
             return None
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        # Stage 0 in fp32 has no optimizer wrapper that would measure the norm; its gradients are whole here.
+        gradients = [p.grad for _, p in self._parameters if p.grad is not None and not _is_partitioned(p)]
+        plain_norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+        self._engine.step()
         self._steps += 1
         norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return plain_norm if norm is None else float(norm)
 
     def trained_state(self) -> TrainedState:
         """Gather the trained state on every rank. Collective: all ranks call it after at least one step."""
+        self._link_moments()
         return TrainedState(self._steps, {name: self._gather(parameter) for name, parameter in self._parameters})
 
     def load_trained_state(self, state: TrainedState, frames: Tensor, tokens: Tensor) -> None:
@@ -164,6 +168,7 @@ class TrainingEngine:
             video_features, text_features = self.forward(frames, tokens)
             self.backward((video_features.sum() + text_features.sum()) * 0.0)
             self.step(0.0, is_boundary=i == self._accumulation_steps - 1)
+        self._link_moments()
         for name, parameter in self._parameters:
             self._scatter(parameter, state.parameters[name])
         self._set_optimizer_step(state.step)
@@ -180,20 +185,38 @@ class TrainingEngine:
         return {key: value.detach().float().cpu().clone() for key, value in gathered.items()}
 
     def _scatter(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed import utils
 
         on_device = {key: value.to(parameter.device) for key, value in values.items()}
+        if hasattr(parameter, "ds_id"):
+            # Not the "full" setters: they fail where the world size does not divide the parameter.
+            utils.safe_set_local_fp32_param(parameter, _own_partition(parameter, on_device["param"]))
+            for moment in _MOMENTS:
+                utils.safe_set_local_optimizer_state(parameter, _own_partition(parameter, on_device[moment]), moment)
+            parameter.ds_tensor.data.copy_(_own_partition(parameter, on_device["param"]))  # type: ignore[attr-defined]
+            if parameter.data.numel() == on_device["param"].numel():
+                # Small parameters stay gathered between steps.
+                parameter.data.copy_(on_device["param"])
+            return
+        parameter.data.copy_(on_device["param"])
         if not _is_partitioned(parameter):
-            parameter.data.copy_(on_device["param"])
             for moment in _MOMENTS:
                 self._base_optimizer().state[parameter][moment].copy_(on_device[moment])
             return
-        safe_set_full_fp32_param(parameter, on_device["param"])
+        utils.safe_set_full_fp32_param(parameter, on_device["param"])
         for moment in _MOMENTS:
-            safe_set_full_optimizer_state(parameter, on_device[moment], moment)
-        # Stages 0-2 keep a whole copy in the compute type on every rank; stage 3 partitions it itself.
-        if not hasattr(parameter, "ds_id"):
-            parameter.data.copy_(on_device["param"])
+            utils.safe_set_full_optimizer_state(parameter, on_device[moment], moment)
+
+    def _link_moments(self) -> None:
+        """Make DeepSpeed find the moments of every parameter group.
+
+        Stages 1 and 2 look them up once, right after the first group's first step, when the other groups
+        have none yet.
+        """
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "_hp_optimizer_states_linked"):
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
         optimizer = self._engine.optimizer
@@ -223,6 +246,13 @@ class TrainingEngine:
 
 def _is_partitioned(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _own_partition(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    """This rank's equal share of a parameter under ZeRO-3, the last one padded with zeros."""
+    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    padded = torch.nn.functional.pad(whole.flatten(), (0, size * distributed.world_size() - whole.numel()))
+    return padded[size * distributed.rank() : size * (distributed.rank() + 1)]
 
 
 def _module_dtype(engine: Any) -> torch.dtype:

@@ -112,7 +112,8 @@ def _build_trainer(
     validate = build_validation(model, load_split(data.validation), tokenizer, config, device) if data.validation else None
 
     def write_prompts(path: Path, prompts: dict[str, Tensor]) -> None:
-        save_prompts(model, path, {"run": config.name, "shards": index.digest}, state=prompts)
+        state = {name.removeprefix("prompts."): tensor for name, tensor in prompts.items()}
+        save_prompts(model, path, {"run": config.name, "shards": index.digest}, state=state)
 
     return Trainer(
         config=config,

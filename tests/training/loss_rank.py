@@ -30,7 +30,9 @@ def main(total: int, micro: int) -> None:
         with torch.no_grad():
             cached = [encode(part) for part in local.split(micro, dim=1)]
         result, text_gradient, video_gradient = feature_gradients(torch.cat([t for t, _ in cached]), torch.cat([v for _, v in cached]), 7.0)
-        for part, text_part, video_part in zip(local.split(micro, dim=1), text_gradient.split(micro), video_gradient.split(micro), strict=True):
+        for part, text_part, video_part in zip(
+            local.split(micro, dim=1), text_gradient.split(micro), video_gradient.split(micro), strict=True
+        ):
             surrogate_loss(encode(part), (text_part, video_part)).backward()
     gradient = weights.grad / world
     dist.all_reduce(gradient)

@@ -18,7 +18,14 @@ def run_ranks(world: int, total: int, micro: int) -> dict:
         port = probe.getsockname()[1]
     processes = []
     for rank in range(world):
-        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, str(Path(__file__).with_name("loss_rank.py")), str(total), str(micro)]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate(timeout=120)[0] for process in processes]
@@ -35,7 +42,11 @@ def literal(total: int) -> dict:
     for i in range(total):
         scores_of_videos = 7.0 * torch.stack([text[i] @ video[j] for j in range(total)])
         scores_of_texts = 7.0 * torch.stack([text[j] @ video[i] for j in range(total)])
-        loss = loss - (scores_of_videos[i] - scores_of_videos.logsumexp(0)) / (2 * total) - (scores_of_texts[i] - scores_of_texts.logsumexp(0)) / (2 * total)
+        loss = (
+            loss
+            - (scores_of_videos[i] - scores_of_videos.logsumexp(0)) / (2 * total)
+            - (scores_of_texts[i] - scores_of_texts.logsumexp(0)) / (2 * total)
+        )
     loss.backward()
     return {"loss": loss.item(), "gradient": weights.grad.flatten().tolist()}
 
@@ -44,7 +55,12 @@ def literal(total: int) -> dict:
 def test_every_split_of_the_batch_gives_the_global_gradient(world: int, micro: int) -> None:
     expected, found = literal(12), run_ranks(world, 12, micro)
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
-    torch.testing.assert_close(torch.tensor(found["gradient"], dtype=torch.float64), torch.tensor(expected["gradient"], dtype=torch.float64), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        torch.tensor(found["gradient"], dtype=torch.float64),
+        torch.tensor(expected["gradient"], dtype=torch.float64),
+        rtol=1e-12,
+        atol=1e-14,
+    )
 
 
 def test_recall_counts_hits() -> None:

@@ -1,0 +1,71 @@
+"""One rank of test_engine.py: a small model under DeepSpeed, stopped and continued from its gathered state."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from dgl_scale import distributed
+from dgl_scale.config import OptimConfig, TrainingConfig
+from dgl_scale.training.engine import TrainingEngine, start_distributed, stop_distributed
+from dgl_scale.training.loss import global_contrastive_loss
+
+OPTIM = OptimConfig(lr=1e-2, max_grad_norm=0.5)
+GLOBAL_BATCH = 12
+
+
+class TwoTowers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = torch.nn.Linear(6, 6).requires_grad_(False)
+        self.video, self.text = torch.nn.Linear(6, 5), torch.nn.Linear(6, 5)
+
+    def forward(self, frames: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        normalise = torch.nn.functional.normalize
+        return normalise(self.video(torch.tanh(self.frozen(frames))), dim=-1), normalise(self.text(tokens), dim=-1)
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    both = torch.randn(2, GLOBAL_BATCH, 6, generator=generator)
+    share = GLOBAL_BATCH // distributed.world_size()
+    part = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+    return both[0, part], both[1, part]
+
+
+def build(stage: int) -> TrainingEngine:
+    training = TrainingConfig(global_batch_size=GLOBAL_BATCH, max_steps=6, deepspeed=f"configs/deepspeed/zero{stage}.json")
+    model = TwoTowers()
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return TrainingEngine(model, parameters, training, OPTIM, GLOBAL_BATCH // distributed.world_size(), 1)
+
+
+def run(engine: TrainingEngine, steps: range) -> float | None:
+    norm = None
+    for step in steps:
+        video, text = engine.forward(*batch(step))
+        engine.backward(global_contrastive_loss(text, video, 10.0).loss)
+        norm = engine.step(OPTIM.lr / (1 + step), is_boundary=True)
+    return norm
+
+
+def main(stage: int, output: str) -> None:
+    start_distributed("cpu")
+    whole = build(stage)
+    norm = run(whole, range(6))
+    first = build(stage)
+    run(first, range(3))
+    second = build(stage)
+    second.load_trained_state(first.trained_state(), *batch(99))
+    run(second, range(3, 6))
+    states = [whole.trained_state(), second.trained_state()]
+    if distributed.is_main():
+        values = [{f"{n}.{k}": t.flatten().tolist() for n, p in state.parameters.items() for k, t in p.items()} for state in states]
+        Path(output).write_text(json.dumps({"whole": values[0], "continued": values[1], "step": states[1].step, "norm": norm}))
+    stop_distributed(gracefully=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[-2]), sys.argv[-1])

@@ -1,0 +1,74 @@
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgl_scale.training.loss import symmetric_contrastive_loss
+from dgl_scale.training.optimizer import build_optimizer
+
+SCRIPT = Path(__file__).with_name("engine_rank.py")
+spec = importlib.util.spec_from_file_location("engine_rank", SCRIPT)
+engine_rank = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(engine_rank)
+
+
+def launch(world: int, stage: int, output: Path) -> dict:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        str(world),
+        "--master_port",
+        str(port),
+        str(SCRIPT),
+        str(stage),
+        str(output),
+    ]
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(output.read_text())
+
+
+def by_plain_torch() -> tuple[dict, float]:
+    model = engine_rank.TwoTowers()
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(parameters, engine_rank.OPTIM)
+    for step in range(6):
+        video, text = model(*engine_rank.batch(step))
+        optimizer.zero_grad()
+        symmetric_contrastive_loss(text, video, 10.0)[0].backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for _, p in parameters], engine_rank.OPTIM.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = engine_rank.OPTIM.lr / (1 + step)
+        optimizer.step()
+    moments = {f"{name}.{key}": optimizer.state[p][key] for name, p in parameters for key in ("exp_avg", "exp_avg_sq")}
+    return {
+        key: value.flatten().tolist() for key, value in (moments | {f"{name}.param": p.detach() for name, p in parameters}).items()
+    }, float(norm)
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)])
+def test_deepspeed_does_what_one_process_of_plain_torch_does(tmp_path: Path, world: int, stage: int) -> None:
+    found = launch(world, stage, tmp_path / "state.json")
+    expected, norm = by_plain_torch()
+    assert found["step"] == 6
+    assert found["norm"] == pytest.approx(norm, rel=1e-4)
+    assert set(found["whole"]) == set(expected)
+    for key, values in expected.items():
+        torch.testing.assert_close(torch.tensor(found["whole"][key]), torch.tensor(values), rtol=1e-3, atol=1e-6)
+    # The same computation in another order, so only the comparison with plain torch has a tolerance.
+    assert found["continued"] == found["whole"]
