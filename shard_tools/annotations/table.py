@@ -86,7 +86,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise DataError(f"{where} has more cells than the header has columns; quote cells that hold the separator")
                 yield where, row
         except csv.Error as error:
-            raise DataError(f"{path}: line {rows.line_num} is not valid CSV: {error}") from error
+            raise DataError(f"{path}: line {rows.reader.line_num} is not valid CSV: {error}") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
