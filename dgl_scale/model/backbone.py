@@ -16,13 +16,14 @@ from torch import Tensor
 from dgl_scale.errors import CheckpointError, ConfigError
 from dgl_scale.files import read_json
 from dgl_scale.model.clip_shape import ClipShape, TowerShape
-from dgl_scale.model.clip_weights import read_state_dict
+from dgl_scale.model.clip_weights import is_torchscript, read_state_dict
 from dgl_scale.torchvision_import import import_open_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _SUPPORTED = "supported are open_clip's ViT models with a causal text tower read at end-of-text, such as ViT-B-32-quickgelu or ViT-L-14"
+_QUICK_GELU_WANTED = "was trained with QuickGELU, which {0} is not; set model.clip to {0}"
 # Keys of open_clip's tower configs that the towers here follow, or that change nothing in a frozen forward pass.
 _VISION_KEYS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value", "patch_dropout", "no_ln_pre"}
 _VISION_KEYS |= {"act_kwargs", "norm_kwargs", "pos_embed_type", "final_ln_after_pool"}
@@ -58,12 +59,16 @@ def load_backbone(clip: str, pretrained: str | None, *, seed: int = 0, with_weig
     open_clip = import_open_clip()
     model_config, preprocessing = _model_config(open_clip, clip)
     shape = _clip_shape(open_clip, clip, model_config)
+    quick_gelu = bool(model_config.get("quick_gelu", False))
     if pretrained is None:
         source = None
     elif Path(pretrained).is_file():
         source = Path(pretrained)
+        if is_torchscript(source) and not quick_gelu:
+            # The only such archives that are read are OpenAI's.
+            raise ConfigError(f"model.pretrained {pretrained} {_QUICK_GELU_WANTED.format(clip)}-quickgelu")
     else:
-        tag = _pretrained_tag(open_clip, clip, pretrained, bool(model_config.get("quick_gelu", False)))
+        tag = _pretrained_tag(open_clip, clip, pretrained, quick_gelu)
         preprocessing = {key: tag[key] for key in ("mean", "std") if key in tag} or preprocessing
         source = _download(open_clip, tag, clip, pretrained) if with_weights else None
     state = None
@@ -146,11 +151,9 @@ def _pretrained_tag(open_clip: ModuleType, clip: str, pretrained: str, quick_gel
         known = open_clip.list_pretrained_tags_by_model(clip)
         tags = f"tags of {clip}: {', '.join(known)}" if known else f"open_clip has no tags for {clip}"
         raise ConfigError(f"model.pretrained {pretrained!r} is neither a file nor a tag of open_clip; {tags}")
-    if bool(tag.get("quick_gelu", False)) == quick_gelu:
-        return tag
-    other = clip.removesuffix("-quickgelu") if quick_gelu else f"{clip}-quickgelu"
-    activation = "QuickGELU" if tag.get("quick_gelu") else "GELU"
-    raise ConfigError(f"model.pretrained {pretrained} was trained with {activation}, which {clip} is not; set model.clip to {other}")
+    if tag.get("quick_gelu", False) and not quick_gelu:
+        raise ConfigError(f"model.pretrained {pretrained} {_QUICK_GELU_WANTED.format(clip)}-quickgelu")
+    return tag
 
 
 def _download(open_clip: ModuleType, tag: dict[str, Any], clip: str, pretrained: str) -> Path:

@@ -54,6 +54,14 @@ def read_state_dict(path: Path, trusted_archives: Collection[str] = ()) -> dict[
     return state
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a program with its weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def state_digest(state: dict[str, Tensor]) -> str:
     """SHA-256 over names, shapes and float32 values, whatever file they came from."""
     digest = hashlib.sha256()
@@ -172,7 +180,7 @@ def _expected_layer(prefix: str, tower: TowerShape) -> Iterator[tuple[str, tuple
 
 
 def _read_torch_file(path: Path, trusted_archives: Collection[str]) -> Any:
-    if _is_torchscript(path):
+    if is_torchscript(path):
         if file_sha256(path) not in trusted_archives:
             raise CheckpointError(
                 f"weights {path} are a TorchScript program that OpenAI did not publish; save its state dict as safetensors"
@@ -183,14 +191,7 @@ def _read_torch_file(path: Path, trusted_archives: Collection[str]) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"weights {path} hold pickled code and are not loaded; save the plain state dict as safetensors") from error
     except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"weights {path} are damaged or no weights file: {str(error).splitlines()[0]}") from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        raise CheckpointError(f"weights {path} are damaged or no weights file ({type(error).__name__})") from error
 
 
 def _plain_name(name: str) -> str:

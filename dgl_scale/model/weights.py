@@ -16,7 +16,10 @@ from dgl_scale.errors import CheckpointError
 from dgl_scale.files import atomic_file
 from dgl_scale.model.dgl import DGL
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = 1
+
+# One entry, since safetensors writes several in random order and equal prompts shall give equal files.
+_METADATA_KEY = "dgl_prompts"
 
 # What a prompts file shares with every model it fits; the rest says where weights are, or what is read at the end.
 _FITTING_KEYS = ("latent_space", "num_local_prompts", "num_global_prompts", "num_prefix_prompts", "num_postfix_prompts", "video_feature")
@@ -39,14 +42,15 @@ def save_prompts(model: DGL, path: str | Path, extra: dict[str, Any] | None = No
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"prompts hold NaN or infinity in {name} and are not saved to {path}")
-    metadata = {
+    card = {
         "format": FORMAT_VERSION,
         "clip": model.config.clip,
-        "backbone_sha256": model.backbone_digest or "",
-        "model": model.config.model_dump_json(),
+        "backbone_sha256": model.backbone_digest,
+        "model": model.config.model_dump(mode="json"),
         "dgl_scale": dgl_scale.__version__,
-        "extra": json.dumps(extra or {}, ensure_ascii=False, allow_nan=False),
+        "extra": extra or {},
     }
+    metadata = {_METADATA_KEY: json.dumps(card, sort_keys=True, ensure_ascii=False, allow_nan=False)}
     with atomic_file(Path(path)) as stream:
         stream.write(save(state, metadata))
 
@@ -59,18 +63,19 @@ def read_prompts_metadata(path: str | Path) -> dict[str, Any]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            text = (file.metadata() or {}).get(_METADATA_KEY)
     except OSError as error:
         raise CheckpointError(f"cannot read prompts {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"prompts {path} are damaged or no safetensors: {error}") from error
-    if metadata.get("format") != FORMAT_VERSION:
-        given = metadata.get("format", "none")
-        raise CheckpointError(f"{path} is no prompts file of format {FORMAT_VERSION} (its format: {given}); save_prompts writes one")
+    if text is None:
+        raise CheckpointError(f"{path} holds tensors but no prompts; save_prompts writes prompts files")
     try:
-        model = ModelConfig.model_validate_json(metadata["model"])
-        return {**metadata, "model": model, "extra": json.loads(metadata["extra"])}
-    except (KeyError, ValueError) as error:
+        card: dict[str, Any] = json.loads(text)
+        if card["format"] != FORMAT_VERSION:
+            raise CheckpointError(f"prompts {path} have format {card['format']}, this version reads format {FORMAT_VERSION}")
+        return {**card, "model": ModelConfig.model_validate(card["model"])}
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"prompts {path} describe themselves wrongly: {str(error).splitlines()[0]}") from error
 
 
