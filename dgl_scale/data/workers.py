@@ -1,0 +1,60 @@
+"""Reading processes that live as long as their run, and no longer.
+
+They are spawned: a fork of a process with CUDA, DeepSpeed or thread pools may deadlock, and a forkserver is one more
+process to outlive a killed run. A spawned worker is ready after importing torch (about 1.5 s), once a run.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from typing import TypeVar
+
+from torch.utils.data import DataLoader
+
+T = TypeVar("T")
+
+# What terminals, launchers and schedulers send to every process of a run; its own process answers for the workers.
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def start_workers(batches: "DataLoader[T]") -> Iterator[T]:
+    """Iterate over a loader whose workers are deaf to forwarded signals from their first instruction on.
+
+    A worker hit by Ctrl-C would print a traceback; one hit by a scheduler's SIGTERM would break the step that the
+    run still wants to finish. Signals of this process wait only while the workers start.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    try:
+        # multiprocessing's own helper needs this too: it survives SIGINT and SIGTERM, but SIGUSR1 would end it. Its
+        # start unblocks the two, hence once more.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        return iter(batches)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def prepare_worker(worker: int) -> None:
+    """Stay deaf to forwarded signals; end when the parent says so or is gone."""
+    del worker
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    for duty in (_obey_parent, _follow_parent):
+        threading.Thread(target=duty, name=duty.__name__, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    # At exit, multiprocessing ends its children with SIGTERM and waits for them.
+    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _follow_parent() -> None:
+    # DataLoader's own watchdog never notices a parent that was killed before the worker had started.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)
