@@ -55,9 +55,10 @@ def evaluate_checkpoint(
         "selection": _selection(config, checkpoint),
         "split": split,
         "shards": index.digest,
+        "split_folder": job.split_folder,
         "seconds": round(time.monotonic() - started, 3),
         "command": command,
-        "versions": _versions(),
+        "versions": package_versions(),
     }
     folder = evaluation_folder(Path(config.output).expanduser() / config.name, checkpoint, split)
     write_results(folder, results, retrieval, features, annotations, step=checkpoint.step)
@@ -108,7 +109,8 @@ def _selection(config: RunConfig, checkpoint: Checkpoint) -> str:
     return checkpoint.selection
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
     versions = {"python": platform.python_version()}
     for name in _VERSIONS_OF:
         try:

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgl_scale.config import RunConfig
-from dgl_scale.config_file import load_config
 from dgl_scale.data.index import SplitIndex, load_split
 from dgl_scale.data.reader import SampleReader
 from dgl_scale.errors import DataError
@@ -34,8 +32,7 @@ def report_run(run_folder: Path, output: Path) -> None:
     shown = max(range(len(folders)), key=lambda i: (evaluations[i]["trained_parameters"] > 0, (folders[i] / RESULTS).stat().st_mtime))
     rows = [report_row(_row_name(results, run_folder.name), results) for results in evaluations]
     results = evaluations[shown]
-    index = _load_shards(run_folder, results["split"])
-    examples = [] if index is None else query_examples(read_ranks(folders[shown], "text_to_video"), index)
+    examples, rule = _shown_examples(folders[shown], results, rows[shown].name)
     write_report(
         output,
         Report(
@@ -45,10 +42,10 @@ def report_run(run_folder: Path, output: Path) -> None:
             rows=rows,
             curves=run_curves({run_folder.name: run_folder}),
             examples=examples,
-            examples_rule=examples_rule(rows[shown].name, results["queries"]),
+            examples_rule=rule,
             commands=[" ".join(evaluation["command"]) for evaluation in evaluations],
             versions=results["versions"],
-            coverage={} if index is None else build_coverage(index.folder),
+            coverage=build_coverage(Path(results["split_folder"])),
         ),
     )
 
@@ -158,10 +155,12 @@ def _row_name(results: Mapping[str, Any], run_name: str) -> str:
     return f"{name}{split}" if results["trained_parameters"] == 0 else f"{name} ({run_name}{step}){split}"
 
 
-def _load_shards(run_folder: Path, split: str) -> SplitIndex | None:
-    """The split that was evaluated, or None where config or shards are no longer there."""
-    path = run_folder / "config.yaml"
-    if not path.is_file():
-        return None
-    folder = getattr(load_config(RunConfig, path).data, split)
-    return load_split(folder) if folder is not None and Path(folder).expanduser().is_dir() else None
+def _shown_examples(folder: Path, results: Mapping[str, Any], model: str) -> tuple[Sequence[QueryExample], str]:
+    """Examples and their rule; where the shards are no longer those that were evaluated, none, and why."""
+    split_folder = Path(results["split_folder"])
+    if not split_folder.is_dir():
+        return (), f"No clips are shown: the shards are no longer at {split_folder}."
+    index = load_split(split_folder)
+    if index.digest != results["shards"]:
+        return (), f"No clips are shown: the shards at {split_folder} have changed since the evaluation."
+    return query_examples(read_ranks(folder, "text_to_video"), index), examples_rule(model, results["queries"])

@@ -29,6 +29,7 @@ from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.evaluation.embedding import encode_split, load_model
 from dgl_scale.evaluation.features import Features, join_features
+from dgl_scale.telemetry import say
 
 _SLICES_PER_WORKER = 4
 _MAX_DEATHS = 3
@@ -60,7 +61,7 @@ class EncodingJob:
 def encode_with_workers(job: EncodingJob, num_videos: int, progress: Progress) -> Features:
     """Features of the whole split, encoded by `evaluation.num_workers` actors.
 
-    Uses the cluster at `RAY_ADDRESS` where that is set, else a private one that ends with this call.
+    Uses this process's connection to Ray, else the cluster at `RAY_ADDRESS`, else a private one that ends with this call.
 
     Raises:
         ConfigError: the cluster has not the CPUs or GPUs that a worker asks for.
@@ -172,11 +173,12 @@ class _Pool:
             ray.kill(actor)
 
     def _replace(self, piece: tuple[int, int] | None, error: RayActorError) -> None:
+        what = "while loading the model" if piece is None else f"on videos {piece[0]} to {piece[1] - 1}"
         self._deaths[piece] = self._deaths.get(piece, 0) + 1
         if self._deaths[piece] == _MAX_DEATHS:
-            what = "while loading the model" if piece is None else f"on videos {piece[0]} to {piece[1] - 1}"
             reason = str(error).strip().splitlines()[0]
             raise DglError(f"{_MAX_DEATHS} evaluation workers died {what}; is there enough memory? ({reason})")
+        say(f"an evaluation worker died {what}; a new one does its work")
         if piece is not None:
             self._waiting.appendleft(piece)
         self._start_actor()
@@ -184,7 +186,10 @@ class _Pool:
 
 @contextlib.contextmanager
 def _cluster(num_workers: int, cpus: float) -> Iterator[None]:
-    """A connection to the cluster of `RAY_ADDRESS`, or a private one whose processes and folder go at the end."""
+    """The connection that is there, one to `RAY_ADDRESS`, or a private cluster whose processes and folder go at the end."""
+    if ray.is_initialized():
+        yield
+        return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="ERROR")
         try:
