@@ -1,6 +1,7 @@
 """What all commands share: config arguments, one-line errors, exit codes."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -56,7 +57,9 @@ def run_command(work: Callable[[], int], *, debug: bool) -> int:
     try:
         return int(work())
     except DglError as error:
-        _complain(str(error), debug)
+        # Wrong usage is the same on every rank of a launch: one says it.
+        if error.exit_code != ExitCode.USAGE or os.environ.get("RANK", "0") == "0":
+            _complain(str(error), debug)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -97,7 +97,7 @@ def wait_for_port(port: int, process: "subprocess.Popen[str]", timeout_s: float)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise DglError(f"{show_command(process.args[:3])} … ended with exit code {process.returncode} while starting")  # type: ignore[index]
+            raise DglError(f"it ended with exit code {process.returncode} while starting")
         with contextlib.closing(socket.socket()) as probe:
             probe.settimeout(1.0)
             if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -239,9 +239,8 @@ class TrainingEngine:
         for name, values in state.parameters.items():
             shape = tuple(getattr(expected[name], "ds_shape", expected[name].shape))
             if tuple(values["param"].shape) != shape:
-                raise CheckpointError(
-                    f"{name} has shape {tuple(values['param'].shape)} in the checkpoint and {shape} in the model; use the config the run began with"
-                )
+                given = tuple(values["param"].shape)
+                raise CheckpointError(f"{name} is {given} in the checkpoint and {shape} in the model; use the config the run began with")
 
 
 def _is_partitioned(parameter: nn.Parameter) -> bool:

@@ -75,7 +75,7 @@ def surrogate_loss(features: tuple[Tensor, Tensor], gradients: tuple[Tensor, Ten
 def _with_other_ranks(features: Tensor) -> Tensor:
     if distributed.world_size() == 1:
         return features
-    parts = list(distributed.all_gather(features.detach()).split(features.shape[0]))
+    parts = list(torch.split(distributed.all_gather(features.detach()), features.shape[0]))
     parts[distributed.rank()] = features
     return torch.cat(parts)
 

@@ -4,7 +4,6 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,10 +64,8 @@ def split_batch(training: TrainingConfig, world_size: int) -> tuple[int, int]:
     total = training.global_batch_size
     if total % world_size:
         divisors = [w for w in range(1, total + 1) if total % w == 0]
-        near = sorted(sorted(divisors, key=lambda w: abs(w - world_size))[:3])
-        raise ConfigError(
-            f"global_batch_size {total} does not divide over {world_size} ranks; start {', '.join(map(str, near))} ranks or change the batch"
-        )
+        near = ", ".join(str(w) for w in sorted(sorted(divisors, key=lambda w: abs(w - world_size))[:3]))
+        raise ConfigError(f"global_batch_size {total} does not divide over {world_size} ranks; start {near} ranks or change the batch")
     share = total // world_size
     micro = training.micro_batch_size or share
     if share % micro:
@@ -122,7 +119,7 @@ def _build_trainer(
         total_steps=total_steps,
         run_folder=run_folder,
         device=device,
-        identity=run_identity(config, index.digest, model.backbone_digest, total_steps),
+        identity=run_identity(config, index.digest, str(model.backbone_digest), total_steps),
         image_mean=image_mean,
         image_std=image_std,
         logit_scale=logit_scale,
@@ -153,13 +150,7 @@ def _announce(trainer: Trainer, model: DGL, micro: int, accumulation: int) -> No
         return
     trained = sum(p.numel() for _, p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    sizes: dict[str, Any] = {
-        "ranks": distributed.world_size(),
-        "micro-batch": micro,
-        "accumulation": accumulation,
-        "steps": trainer.total_steps,
-    }
-    say(
-        f"{trainer.config.name}: DGL {trainer.config.model.latent_space} over {trainer.config.model.clip}, {trained:,} trained and {frozen:,} frozen parameters"
-        f" ({100 * trained / (trained + frozen):.2f}%), {', '.join(f'{value} {name}' for name, value in sizes.items())}, {trainer.device.type}"
-    )
+    sizes = f"{distributed.world_size()} ranks, micro-batch {micro}, {accumulation} accumulation steps, {trainer.total_steps} steps"
+    parameters = f"{trained:,} trained and {frozen:,} frozen parameters ({100 * trained / (trained + frozen):.2f}%)"
+    model_name = f"DGL {trainer.config.model.latent_space} over {trainer.config.model.clip}"
+    say(f"{trainer.config.name}: {model_name}, {parameters}, {sizes}, {trainer.device.type}")
