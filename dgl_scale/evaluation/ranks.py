@@ -80,12 +80,14 @@ def rank_both_directions(
         _Direction(own, min(top_k, len(video)), equal_right=torch.ones_like(target)),
         _Direction(best[1], min(top_k, len(text)), equal_right=_count_best(best[0], best[1], target)),
     )
+    # Every block of captions meets all videos: those are converted once.
+    video_units = torch.cat([exact_unit(video[columns]) for columns in _blocks(len(video), block_size)])
     for rows in _blocks(len(text), block_size):
         text_block = exact_unit(text[rows])
         row_indices = torch.arange(rows.start, rows.stop, device=text.device)[:, None]
         for columns in _blocks(len(video), block_size):
             column_indices = torch.arange(columns.start, columns.stop, device=text.device)[None, :]
-            tile = (text_block @ exact_unit(video[columns]).T) * scale  # [rows, columns]
+            tile = (text_block @ video_units[columns].T) * scale  # [rows, columns]
             tiles = (tile, tile) if adjust is None else tuple(a(tile, row_indices, column_indices) for a in adjust)
             directions[0].add(tiles[0], rows, columns.start)
             directions[1].add(tiles[1].T, columns, rows.start)
