@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,6 +141,10 @@ class _HashingStream:
         self._ends.append(offset)
         self._settle()
 
+    def discard(self) -> None:
+        # tarfile writes its buffer when it is collected, also after a failure, when the file is closed.
+        self._stream = io.BytesIO()
+
     def sha256(self) -> str:
         return self._whole.hexdigest()
 
@@ -179,6 +184,9 @@ class _HashingTar:
     def close(self) -> None:
         self._writer.close()
 
+    def discard(self) -> None:
+        self._stream.discard()
+
     def ledger(self, rows: list[LedgerRow]) -> Ledger:
         hashes = iter(self._stream.range_sha256)
         completed = tuple(replace(row, sha256=next(hashes)) if row.status is Status.OK else row for row in rows)
@@ -189,8 +197,11 @@ class _HashingTar:
 def _hashing_tar(path: Path) -> Iterator[_HashingTar]:
     with atomic_file(path) as stream:
         tar = _HashingTar(stream)
-        yield tar
-        tar.close()
+        try:
+            yield tar
+            tar.close()
+        finally:
+            tar.discard()
 
 
 def _make_sample(planned: PlannedSample, config: ShardsConfig, decoder: Decoder) -> Sample:
