@@ -4,6 +4,7 @@ Supported is what DGL is defined for: a plain ViT with a class token beside a ca
 the end-of-text token. Everything else that open_clip can build is refused by name.
 """
 
+import difflib
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgl_scale.errors import CheckpointError, ConfigError
+from dgl_scale.errors import CheckpointError, ConfigError, DataError
 from dgl_scale.files import read_json
 from dgl_scale.model.clip_shape import ClipShape, TowerShape
 from dgl_scale.model.clip_weights import is_torchscript, read_state_dict
@@ -23,7 +24,6 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _SUPPORTED = "supported are open_clip's ViT models with a causal text tower read at end-of-text, such as ViT-B-32-quickgelu or ViT-L-14"
-_QUICK_GELU_WANTED = "was trained with QuickGELU, which {0} is not; set model.clip to {0}"
 # Keys of open_clip's tower configs that the towers here follow, or that change nothing in a frozen forward pass.
 _VISION_KEYS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value", "patch_dropout", "no_ln_pre"}
 _VISION_KEYS |= {"act_kwargs", "norm_kwargs", "pos_embed_type", "final_ln_after_pool"}
@@ -59,35 +59,35 @@ def load_backbone(clip: str, pretrained: str | None, *, seed: int = 0, with_weig
     open_clip = import_open_clip()
     model_config, preprocessing = _model_config(open_clip, clip)
     shape = _clip_shape(open_clip, clip, model_config)
-    quick_gelu = bool(model_config.get("quick_gelu", False))
-    if pretrained is None:
-        source = None
-    elif Path(pretrained).is_file():
-        source = Path(pretrained)
-        if is_torchscript(source) and not quick_gelu:
-            # The only such archives that are read are OpenAI's.
-            raise ConfigError(f"model.pretrained {pretrained} {_QUICK_GELU_WANTED.format(clip)}-quickgelu")
-    else:
-        tag = _pretrained_tag(open_clip, clip, pretrained, quick_gelu)
+    tag = {}
+    if pretrained is not None and not Path(pretrained).expanduser().is_file():
+        tag = _pretrained_tag(open_clip, clip, pretrained)
         preprocessing = {key: tag[key] for key in ("mean", "std") if key in tag} or preprocessing
-        source = _download(open_clip, tag, clip, pretrained) if with_weights else None
+    quick_gelu = bool(model_config.get("quick_gelu", False))
+    _check_activation(clip, pretrained, quick_gelu, tag)
     state = None
-    if with_weights:
-        state = _random_state(open_clip, model_config, seed) if source is None else read_state_dict(source, _openai_digests(open_clip))
+    if with_weights and pretrained is None:
+        state = _random_state(open_clip, model_config, seed)
+    elif with_weights and pretrained is not None:
+        file = _download(open_clip, tag, clip, pretrained) if tag else Path(pretrained).expanduser()
+        state = read_state_dict(file, _openai_digests(open_clip))
     mean, std = tuple(preprocessing.get("mean", OPENAI_MEAN)), tuple(preprocessing.get("std", OPENAI_STD))
     return Backbone(clip, shape, mean, std, state)
 
 
 def _model_config(open_clip: ModuleType, clip: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """open_clip's config of the model, and the preprocessing stated beside it if any."""
-    if not clip.endswith(".json"):
-        config = open_clip.get_model_config(clip) if ":" not in clip else None
-        if config is None:
-            raise ConfigError(f"model.clip {clip!r} is neither a model of open_clip nor a model-config file (.json); {_SUPPORTED}")
-        return config, {}
-    if not Path(clip).is_file():
-        raise ConfigError(f"model.clip {clip}: no such model-config file")
-    config = read_json(Path(clip))
+    path = Path(clip).expanduser()
+    if path.suffix != ".json":
+        if clip not in open_clip.list_models():
+            nearest = difflib.get_close_matches(clip, open_clip.list_models(), n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ConfigError(f"model.clip {clip!r} is neither a model of open_clip nor a model-config file (.json){hint}")
+        return open_clip.get_model_config(clip), {}
+    try:
+        config = read_json(path)
+    except DataError as error:
+        raise ConfigError(f"model.clip: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"model.clip {clip} must hold a mapping, as open_clip's model configs do")
     return config.get("model_cfg", config), config.get("preprocess_cfg", {})
@@ -106,6 +106,8 @@ def _clip_shape(open_clip: ModuleType, clip: str, config: dict[str, Any]) -> Cli
     size, patch = vision.image_size, vision.patch_size
     if not isinstance(vision.layers, int) or not isinstance(size, int) or not isinstance(patch, int) or size % patch:
         raise ConfigError(f"model.clip {clip} needs square frames that its patches divide, got {size} by {patch}; {_SUPPORTED}")
+    if vision.width % vision.head_width or text.width % text.heads:
+        raise ConfigError(f"model.clip {clip}: attention heads do not divide the widths {vision.width} and {text.width}")
     quick_gelu = bool(config.get("quick_gelu", False))
     return ClipShape(
         vision=_tower_shape(vision, vision.width // vision.head_width, quick_gelu),
@@ -145,15 +147,24 @@ def _random_state(open_clip: ModuleType, config: dict[str, Any], seed: int) -> d
         return dict(open_clip.CLIP(**known).state_dict())
 
 
-def _pretrained_tag(open_clip: ModuleType, clip: str, pretrained: str, quick_gelu: bool) -> dict[str, Any]:
+def _pretrained_tag(open_clip: ModuleType, clip: str, pretrained: str) -> dict[str, Any]:
     tag: dict[str, Any] = open_clip.get_pretrained_cfg(clip, pretrained)
     if not tag:
         known = open_clip.list_pretrained_tags_by_model(clip)
         tags = f"tags of {clip}: {', '.join(known)}" if known else f"open_clip has no tags for {clip}"
         raise ConfigError(f"model.pretrained {pretrained!r} is neither a file nor a tag of open_clip; {tags}")
-    if tag.get("quick_gelu", False) and not quick_gelu:
-        raise ConfigError(f"model.pretrained {pretrained} {_QUICK_GELU_WANTED.format(clip)}-quickgelu")
     return tag
+
+
+def _check_activation(clip: str, pretrained: str | None, quick_gelu: bool, tag: dict[str, Any]) -> None:
+    """Refuse weights trained with QuickGELU under the other activation, which costs points silently."""
+    if quick_gelu or pretrained is None:
+        return
+    # The only archives that are read are OpenAI's, all of them trained so.
+    if tag.get("quick_gelu", False) or (not tag and is_torchscript(Path(pretrained).expanduser())):
+        raise ConfigError(
+            f"model.pretrained {pretrained} was trained with QuickGELU, which {clip} is not; set model.clip to {clip}-quickgelu"
+        )
 
 
 def _download(open_clip: ModuleType, tag: dict[str, Any], clip: str, pretrained: str) -> Path:

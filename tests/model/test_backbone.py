@@ -97,6 +97,8 @@ def test_accepts_plain_vits_by_name(clip: str) -> None:
 def test_refuses_unknown_names(clip: str) -> None:
     with pytest.raises(ConfigError, match="neither a model of open_clip nor a model-config file"):
         load_backbone(clip, None)
+    with pytest.raises(ConfigError, match=r"did you mean ViT-B-32-quickgelu\?"):
+        load_backbone("ViT-B-32-quickgleu", None)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,7 @@ def test_refuses_unknown_names(clip: str) -> None:
     [
         ({"image_size": 7}, "7 by 3"),
         ({"image_size": [6, 6]}, "square"),
+        ({"width": 15}, "heads do not divide the widths 15 and 15"),
         ({"qk_norm": True}, "qk_norm = True in vision_cfg"),
         ({"pool_type": "avg"}, "pool_type = 'avg' in vision_cfg"),
         ({"no_such_key": 1}, "no_such_key"),
@@ -116,7 +119,10 @@ def test_refuses_vision_settings_it_does_not_follow(tmp_path: Path, change: dict
 
 def test_refuses_files_that_are_no_model_config(tmp_path: Path) -> None:
     path = tmp_path / "clip.json"
-    with pytest.raises(ConfigError, match="no such model-config file"):
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_backbone(str(path), None)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
         load_backbone(str(path), None)
     path.write_text("[1, 2]")
     with pytest.raises(ConfigError, match="must hold a mapping"):
