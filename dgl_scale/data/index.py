@@ -143,6 +143,10 @@ def _read_rows(shards: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _to_arrays(table: Any) -> dict[str, Any]:
+    for name in _COLUMNS:
+        if table[name].null_count:
+            raise ValueError(f"column {name} has no value in {table[name].null_count} rows")
+
     def column(name: str, dtype: type) -> Any:
         return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=dtype)
 

@@ -37,7 +37,7 @@ def epoch_batches(num_captions: IntArray, seed: int, epoch: int, global_batch_si
 
     Every pair occurs exactly once; `drop` leaves out the last partial batch, `wrap` fills it from the
     epoch's start. A batch holds a video twice only when nothing but its own videos is left, which
-    cannot happen as long as no video has more captions than the epoch has batches.
+    cannot happen as long as no video has more captions than the epoch has whole batches.
 
     The captions of a video are spread evenly over the epoch, each at a random place of its share, so
     that two epochs, or two passes over the videos within one, never repeat a batch.
@@ -56,7 +56,7 @@ def epoch_batches(num_captions: IntArray, seed: int, epoch: int, global_batch_si
     caption = np.arange(num_pairs) - np.repeat(np.cumsum(num_captions) - num_captions, num_captions)
     place = (caption + rng.random(num_pairs)) / np.repeat(num_captions, num_captions)
     wanted = video[np.argsort(place, kind="stable")]
-    videos = wanted if num_captions.max() == 1 else _without_repeats(wanted, num_captions, global_batch_size)
+    videos = wanted if num_captions.max() == 1 else _without_repeats(wanted, num_captions, global_batch_size, rng)
     # The n-th time a video is taken it brings the n-th of its shuffled captions.
     shuffled = np.lexsort((rng.random(num_pairs), video))
     pairs = np.empty((num_pairs, 2), dtype=np.int64)
@@ -103,18 +103,19 @@ def rank_slice(batch: IntArray, rank: int, world_size: int, micro_batch_size: in
 def replacements(batches: IntArray, batch: int, place: int) -> Iterator[tuple[int, int]]:
     """Pairs that may stand in for an unreadable one, best first.
 
-    The pair at the same place of the following batches, round the epoch, whose video is not in this
-    batch; then the rest of the batch itself. Two places of a batch get their stand-ins from two
-    columns, so ranks need not talk to each other to take different ones.
+    Those of the following batches, round the epoch, whose video is not in this batch: first at the same
+    place, then at the next places. At last the rest of the batch itself. Two places of a batch so begin
+    with different pairs, and ranks need not talk to each other to choose different ones.
     """
     num_batches, size, _ = batches.shape
     present = set(batches[batch, :, 0].tolist())
-    for step in range(1, num_batches):
-        video, caption = batches[(batch + step) % num_batches, place].tolist()
-        if video not in present:
-            yield video, caption
-    for step in range(1, size):
-        video, caption = batches[batch, (place + step) % size].tolist()
+    for shift in range(size):
+        for step in range(1, num_batches):
+            video, caption = batches[(batch + step) % num_batches, (place + shift) % size].tolist()
+            if video not in present:
+                yield video, caption
+    for shift in range(1, size):
+        video, caption = batches[batch, (place + shift) % size].tolist()
         yield video, caption
 
 
@@ -146,14 +147,15 @@ class EpochOrder:
         return self._batches
 
 
-def _without_repeats(wanted: IntArray, num_captions: IntArray, size: int) -> IntArray:
+def _without_repeats(wanted: IntArray, num_captions: IntArray, size: int, rng: np.random.Generator) -> IntArray:
     """`wanted` reordered as little as needed, so that runs of `size` hold no video twice if avoidable.
 
     A video that the batch has already waits for the next one. A video with as many captions left as
-    there are batches left is due: it goes into every batch from then on. (Taking all that is due
-    keeps the rest feasible, as in McNaughton's rule for preemptive scheduling, 1959.)
+    there are whole batches left is due: it goes into every batch from then on. (Taking what is due,
+    most captions first, keeps the rest feasible, as in McNaughton's rule for preemptive scheduling, 1959.)
     """
     remaining = num_captions.copy()
+    lot = rng.permutation(len(num_captions))  # Among equals chance decides, or a dropped last batch would favour some.
     most = int(remaining.max())
     upcoming = iter(wanted.tolist())
     waiting: dict[int, int] = {}  # video -> how often it was passed over
@@ -161,9 +163,9 @@ def _without_repeats(wanted: IntArray, num_captions: IntArray, size: int) -> Int
     order: list[int] = []
     for start in range(0, len(wanted), size):
         room = min(size, len(wanted) - start)
-        batches_left = -(-(len(wanted) - start) // size)
+        enough = max((len(wanted) - start) // size, 2)
         # Looking for due videos costs O(V), so only where there can be any.
-        batch = _due(remaining, batches_left, room) if 1 < batches_left <= most else []
+        batch = _due(remaining, enough, room, lot) if enough <= most else []
         for video in batch:
             if not _take_one(waiting, video):
                 ahead[video] = ahead.get(video, 0) + 1
@@ -173,9 +175,9 @@ def _without_repeats(wanted: IntArray, num_captions: IntArray, size: int) -> Int
     return np.array(order, dtype=np.int64)
 
 
-def _due(remaining: IntArray, batches_left: int, room: int) -> list[int]:
-    due = np.flatnonzero(remaining >= batches_left)
-    chosen: list[int] = due[np.argsort(-remaining[due], kind="stable")][:room].tolist()
+def _due(remaining: IntArray, enough: int, room: int, lot: IntArray) -> list[int]:
+    due = np.flatnonzero(remaining >= enough)
+    chosen: list[int] = due[np.lexsort((lot[due], -remaining[due]))][:room].tolist()
     return chosen
 
 
