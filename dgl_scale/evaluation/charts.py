@@ -99,7 +99,7 @@ def plot_curve(curve: Curve) -> Plot:
 def nice_ticks(values: Sequence[float]) -> list[float]:
     """About five round numbers, evenly spaced, that enclose all values."""
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))

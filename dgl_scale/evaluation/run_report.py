@@ -1,5 +1,6 @@
 """A report from run folders: their evaluations, their metrics.jsonl and the shards they were evaluated on."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def report_run(run_folder: Path, output: Path) -> None:
             curves=run_curves({run_folder.name: run_folder}),
             examples=examples,
             examples_rule=rule,
-            commands=[" ".join(evaluation["command"]) for evaluation in evaluations],
+            commands=[shlex.join(["python", *evaluation["command"]]) for evaluation in evaluations],
             versions=results["versions"],
             coverage=build_coverage(Path(results["split_folder"])),
         ),

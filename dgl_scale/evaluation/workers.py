@@ -197,10 +197,10 @@ def _cluster(num_workers: int, cpus: float) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    folder = tempfile.mkdtemp(prefix="dgl-")
+    folder = tempfile.mkdtemp(prefix="dgl-evaluate-")
     if len(folder) > _MAX_TEMPORARY_PATH:
         os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="dgl-", dir="/tmp")
+        folder = tempfile.mkdtemp(prefix="dgl-evaluate-", dir="/tmp")
     try:
         ray.init(
             address="local",

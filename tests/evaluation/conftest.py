@@ -1,5 +1,6 @@
 """A tiny split with twins and several captions, and a tiny CLIP config with random weights."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -109,3 +110,31 @@ def write_config(tmp_path: Path, tiny_split: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny_config(write_config: Callable[..., Path]) -> RunConfig:
     return load_config(RunConfig, write_config())
+
+
+def descendants(root: int) -> list[int]:
+    """All processes below a process, by number."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    found, waiting = [], [root]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return sorted(found)
+
+
+def process_title(pid: int) -> str:
+    """The command line of a process, empty when it has ended."""
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "cmdline").read_text()
+    return ""
+
+
+@pytest.fixture
+def find_descendants() -> Callable[[int], list[tuple[int, str]]]:
+    """`find_descendants(pid)`: number and command line of every process below it."""
+    return lambda pid: [(child, process_title(child)) for child in descendants(pid)]

@@ -1,0 +1,156 @@
+"""The command: one line for each mistake, a whole evaluation with Ray, a report of it, nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgl_scale import evaluate
+from dgl_scale.config import RunConfig
+from dgl_scale.config_file import load_config
+from dgl_scale.data.index import load_split
+from dgl_scale.data.tokenizer import load_tokenizer
+from dgl_scale.evaluation import report_command
+from dgl_scale.evaluation.embedding import evaluate_model, load_model, read_annotations
+from dgl_scale.evaluation.results import read_ranks, read_results
+from dgl_scale.model import build_model, save_prompts
+
+SCRIPT = Path(evaluate.__file__)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--checkpoint", "none", "evaluation.block_size=0"], 2, "evaluation.block_size"),
+        (["--checkpoint", "none", "evaluation.split=train"], 2, "evaluation.split"),
+        (["--checkpoint", "none", "--workers", "0"], 2, "evaluation.num_workers"),
+        (["--checkpoint", "none", "--split", "validation"], 2, "data.validation is missing"),
+        (["--checkpoint", "none", "evaluation.tok_k=3"], 2, "did you mean top_k?"),
+        (["--checkpoint", "no/such/run"], 1, "no checkpoint at no/such/run"),
+        (["--checkpoint", "none", "data.test=no/such/shards"], 1, "no/such/shards"),
+        ([], 2, "--checkpoint is missing"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], code: int, message: str, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert evaluate.main(["--config", str(write_config()), *words]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_of_another_model_are_refused_before_any_worker_starts(
+    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_file = write_config()
+    config = load_config(RunConfig, config_file)
+    other = build_model(config.model.model_copy(update={"num_frames": 5}), seed=config.seed)
+    save_prompts(other, tmp_path / "other.safetensors")
+    assert evaluate.main(["--config", str(config_file), "--checkpoint", str(tmp_path / "other.safetensors")]) == 1
+    assert "num_frames" in capsys.readouterr().err
+
+
+def test_show_config(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--config", str(write_config()), "--workers", "3", "--show-config", "--local_rank=0"]) == 0
+    assert "num_workers: 3" in capsys.readouterr().out
+
+
+def test_twins_and_captions_are_read_from_the_shards(tiny_split: Path) -> None:
+    index = load_split(tiny_split)
+    annotations = read_annotations(index, tuple(map(str, index.keys)))
+    assert annotations.twins["clip_00"] == "clip_01"
+    assert "clip_10" not in annotations.twins
+    assert [len(annotations.captions[f"clip_{i:02d}"]) for i in range(4)] == [1, 2, 3, 1]
+
+
+def test_frozen_evaluation_in_this_process(tiny_config: RunConfig, tiny_split: Path) -> None:
+    index = load_split(tiny_split)
+    tokenizer = load_tokenizer(tiny_config.model.clip, tiny_config.data.max_words)
+    model = load_model(tiny_config, None, torch.device("cpu")).train()
+    figures = evaluate_model(model, index, tokenizer, tiny_config, torch.device("cpu")).figures
+    assert (figures["queries"], figures["videos"], figures["pair_accuracy"]["pairs"]) == (21, 11, 5)
+    assert model.training
+
+
+@pytest.mark.slow
+def test_a_whole_evaluation_and_its_report(
+    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_file = write_config()
+    config = load_config(RunConfig, config_file)
+    model = build_model(config.model, seed=config.seed)
+    save_prompts(model, tmp_path / "mine.safetensors")
+    temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    assert evaluate.main(["--config", str(config_file), "--checkpoint", str(tmp_path / "mine.safetensors"), "--device", "cpu"]) == 0
+    assert "21 captions, 11 videos, split test" in capsys.readouterr().out
+    temporary.rmdir()  # refuses a folder that is not empty
+
+    folder = tmp_path / "runs" / "tiny" / "evaluation" / "mine-test"
+    results = read_results(folder)
+    json.dumps(results, allow_nan=False)
+    assert results["trained_parameters"] == sum(p.numel() for _, p in model.trainable_parameters())
+    assert 0 < results["trained_share"] < 1
+    assert results["selection"] == "given by name"
+    index, tokenizer = load_split(str(config.data.test)), load_tokenizer(config.model.clip, config.data.max_words)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = evaluate_model(model, index, tokenizer, config, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    assert {name: results[name] for name in here.figures} == here.figures
+    assert [row["rank"] for row in read_ranks(folder, "video_to_text")] == here.ranking.video_to_text.ranks.tolist()
+
+    assert report_command.main([str(tmp_path / "runs" / "tiny")]) == 0
+    page = (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    assert "DGL-Transformer" in page
+    assert page.count("data:image/jpeg;base64,") >= 12 * 5
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(0)&lt;/script&gt; &amp; co" in page
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_process(
+    write_config: Callable[..., Path], find_descendants: Callable[[int], list[tuple[int, str]]], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(SCRIPT), "--config", str(write_config()), "--checkpoint", "none", "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    started: list[tuple[int, str]] = []
+    while not any(title.startswith("ray::Encoder") for _, title in started):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+        started = find_descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    while left := [pid for pid, _ in started if _is_running(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert not (tmp_path / "runs").exists()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_command.main([str(tmp_path)]) == 1
+    assert "holds no evaluation" in capsys.readouterr().err
+    assert report_command.main([os.fspath(tmp_path / "absent")]) == 1
+    assert "no run folder" in capsys.readouterr().err
