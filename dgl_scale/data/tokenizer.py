@@ -26,11 +26,9 @@ class Tokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """The token ids of each text; any Unicode, any length, also none."""
-        tokens = torch.zeros(len(texts), self.max_words, dtype=torch.int64)
-        for row, text in enumerate(texts):
-            ids = [self._bpe.sot_token_id, *self._encode(text), self._bpe.eot_token_id]
-            tokens[row, : len(ids)] = torch.tensor(ids)
-        return tokens
+        rows = [[self._bpe.sot_token_id, *self._encode(text), self._bpe.eot_token_id] for text in texts]
+        padded = [row + [0] * (self.max_words - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.int64).reshape(len(texts), self.max_words)
 
     def _encode(self, text: str) -> list[int]:
         """What `bpe.encode(text)[: max_words - 2]` gives, without encoding what is cut off.

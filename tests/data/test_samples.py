@@ -4,6 +4,7 @@ import tarfile
 from dataclasses import asdict, replace
 
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,17 @@ def test_long_names_take_the_slow_way_and_agree(format):
             write_tar(sample, format)
     else:
         assert decode_tar_range(write_tar(sample, format)[0]) == sample
+
+
+def test_a_webdataset_tar_takes_the_fast_way(monkeypatch):
+    stream = io.BytesIO()
+    sample = Sample("clip", [bytes(range(256)) * 3] * 4, METADATA)
+    writer = webdataset.TarWriter(stream, encoder=False, mtime=0)
+    writer.write({"__key__": "clip"} | {name.partition(".")[2]: content for name, content in encode_members(sample)})
+    end = writer.tarstream.offset
+    writer.close()
+    monkeypatch.setattr(tarfile, "open", None)
+    assert decode_tar_range(stream.getvalue()[:end]) == sample
 
 
 def test_members_are_sorted_as_tar_readers_expect():
