@@ -60,8 +60,8 @@ class StepResult:
     grad_norm: float | None
 
 
-def train(trainer: Trainer) -> Path:
-    """Train to the last step, from the newest complete checkpoint if there is one.
+def train(trainer: Trainer, start_step: int) -> Path:
+    """Train from `start_step`, as `resume` returned it, to the last step.
 
     Returns:
         the last checkpoint's folder.
@@ -70,7 +70,6 @@ def train(trainer: Trainer) -> Path:
         Interrupted: a stop was requested; a checkpoint was written on the way out.
         DglError: a non-finite loss, an unwritable disk, unreadable data.
     """
-    start_step = resume(trainer)
     if start_step >= trainer.total_steps:
         _say(f"{trainer.run_folder.name} is trained already: step {start_step} of {trainer.total_steps}")
         return step_folder(trainer.run_folder, start_step)

@@ -20,7 +20,7 @@ from dgl_scale.model import DGL, build_model, save_prompts
 from dgl_scale.telemetry import say
 from dgl_scale.training.checkpoint import run_identity
 from dgl_scale.training.engine import TrainingEngine
-from dgl_scale.training.loop import Trainer, train
+from dgl_scale.training.loop import Trainer, resume, train
 from dgl_scale.training.stop import StopRequest
 
 Validate = Callable[[], dict[str, float]]
@@ -43,13 +43,17 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
         raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
     micro_batch_size, accumulation_steps = split_batch(config.training, distributed.world_size())
     run_folder = Path(config.output).expanduser() / config.name
-    lock = _prepare_folder(run_folder, config) if distributed.is_main() else None
+    lock = _lock_folder(run_folder) if distributed.is_main() else None
     try:
         model = build_model(config.model, seed=config.seed, dtype=_DTYPES[config.training.precision], device=device)
         model.set_activation_checkpointing(config.training.activation_checkpointing)
         trainer = _build_trainer(config, model, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
         _announce(trainer, model, micro_batch_size, accumulation_steps)
-        return train(trainer)
+        start_step = resume(trainer)
+        # Only now, so that a config that does not fit the run's checkpoints leaves its config.yaml alone.
+        if distributed.is_main():
+            write_text(run_folder / "config.yaml", dump_config(config))
+        return train(trainer, start_step)
     finally:
         if lock is not None:
             os.close(lock)
@@ -129,8 +133,8 @@ def _build_trainer(
     )
 
 
-def _prepare_folder(run_folder: Path, config: RunConfig) -> int:
-    """Create the run folder, refuse a second run in it, and write the resolved config."""
+def _lock_folder(run_folder: Path) -> int:
+    """Create the run folder and refuse a second run in it; returns the lock's file descriptor."""
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(run_folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
@@ -141,7 +145,6 @@ def _prepare_folder(run_folder: Path, config: RunConfig) -> int:
     except OSError as error:
         os.close(lock)
         raise DglError(f"another run is writing to {run_folder}; wait for it or choose another name") from error
-    write_text(run_folder / "config.yaml", dump_config(config))
     return lock
 
 
