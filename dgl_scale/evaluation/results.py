@@ -38,12 +38,14 @@ class Checkpoint:
         prompts: the prompts file, None for the frozen CLIP.
         step: optimizer steps, where known.
         selection: how this checkpoint was chosen, for the reader of the results.
+        chosen_by_validation: whether the validation split decided.
     """
 
     name: str
     prompts: Path | None
     step: int | None
     selection: str
+    chosen_by_validation: bool = False
 
 
 def resolve_checkpoint(argument: str) -> Checkpoint:
@@ -54,22 +56,20 @@ def resolve_checkpoint(argument: str) -> Checkpoint:
     """
     if argument == "none":
         return Checkpoint(FROZEN, None, None, "none: frozen CLIP, nothing was trained or chosen")
-    prompts = find_prompts(argument)
+    # Absolute, since a worker may run in another folder.
+    prompts = find_prompts(argument).resolve()
     try:
         step: int | None = checkpoint_step(prompts.parent)
     except CheckpointError:
         step = None
     name = prompts.stem if step is None else prompts.parent.name
-    return Checkpoint(name, prompts, step, _selection(Path(argument).expanduser()))
-
-
-def _selection(given: Path) -> str:
+    given = Path(argument).expanduser()
     if given.is_file() or (given / PROMPTS).exists():
-        return "given by name"
+        return Checkpoint(name, prompts, step, "given by name")
     best = read_pointer(given, "best")
     if best is None:
-        return "the newest complete checkpoint of the run"
-    return f"highest {best['metric']} of the run ({best['value']:.2f})"
+        return Checkpoint(name, prompts, step, "the newest complete checkpoint of the run")
+    return Checkpoint(name, prompts, step, f"highest {best['metric']} of the run ({best['value']:.2f})", chosen_by_validation=True)
 
 
 def evaluation_folder(run_folder: Path, checkpoint: Checkpoint, split: str) -> Path:

@@ -101,7 +101,7 @@ def _describe(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _selection(config: RunConfig, checkpoint: Checkpoint) -> str:
-    if checkpoint.prompts is None or config.data.validation is None or not checkpoint.selection.startswith("highest"):
+    if not checkpoint.chosen_by_validation or config.data.validation is None:
         return checkpoint.selection
     evaluated = Path(getattr(config.data, config.evaluation.split)).expanduser().resolve()
     if evaluated == Path(config.data.validation).expanduser().resolve():

@@ -190,8 +190,11 @@ def _cluster(num_workers: int, cpus: float) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError) as error:
+            raise DglError(f"no Ray cluster at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS for a private one") from error
         try:
             yield
         finally:
