@@ -59,17 +59,17 @@ def run_process(command: Sequence[str], log: Path, environment: Mapping[str, str
 
 
 @contextlib.contextmanager
-def ending(process: "subprocess.Popen[str]") -> Iterator[None]:
+def ending(process: "subprocess.Popen[str]", grace_s: float = _GRACE_S) -> Iterator[None]:
     """End `process` and its descendants when the block is left, however it is left."""
     try:
         yield
     finally:
-        end_process_tree(process.pid)
+        end_process_tree(process.pid, grace_s)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
 
 
-def end_process_tree(pid: int, grace_s: float = _GRACE_S) -> None:
+def end_process_tree(pid: int, grace_s: float) -> None:
     """SIGTERM to a process, its session and its descendants; after `grace_s` seconds SIGKILL to who is left."""
     members = _members(pid)
     for member in members:
