@@ -9,10 +9,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from torch.utils.data import DataLoader
+
+from dgl_scale.errors import DglError
 
 T = TypeVar("T")
 
@@ -25,6 +28,9 @@ def start_workers(batches: "DataLoader[T]") -> Iterator[T]:
 
     A worker hit by Ctrl-C would print a traceback; one hit by a scheduler's SIGTERM would break the step that the
     run still wants to finish. Signals of this process wait only while the workers start.
+
+    Raises:
+        DglError: a worker died, most often for want of memory; now or while iterating.
     """
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     try:
@@ -32,9 +38,26 @@ def start_workers(batches: "DataLoader[T]") -> Iterator[T]:
         # start unblocks the two, hence once more.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-        return iter(batches)
+        with _death_explained():
+            return _until_death(iter(batches))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _until_death(batches: Iterator[T]) -> Iterator[T]:
+    with _death_explained():
+        yield from batches
+
+
+@contextmanager
+def _death_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].rstrip(". ")
+        raise DglError(f"a reading process died ({reason}); if memory or /dev/shm is short, lower data.num_workers or the batch") from error
 
 
 def prepare_worker(worker: int) -> None:

@@ -1,4 +1,5 @@
 import logging
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from dgl_scale.data.index import load_split
 from dgl_scale.data.loader import TrainLoader, evaluation_batches
 from dgl_scale.data.order import epoch_batches
 from dgl_scale.data.reader import SampleReader
-from dgl_scale.errors import ConfigError, DataError
+from dgl_scale.errors import ConfigError, DataError, DglError
 
 NUM_CAPTIONS = [3, 1, 0, 5, 2, 2, 1, 4, 1, 3, 2, 1, 3, 2, 1, 1, 2]  # 34 pairs of 16 videos
 SIZE, FRAMES = 24, 3
@@ -97,6 +98,14 @@ def test_workers_change_nothing_and_serve_any_range_again(build, undisturbed):
     next(abandoned)
     assert_same(join(loader.steps(2, 4)), undisturbed[2:4])
     assert_same(join(loader.steps(4, 4)), [])
+    interrupted = loader.steps(0, 9)
+    next(interrupted)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for steps in (interrupted, loader.steps(0, 1)):
+        with pytest.raises(DglError, match=r"a reading process died .*lower data.num_workers") as error:
+            list(steps)
+        assert "\n" not in str(error.value)
 
 
 def test_loading_leaves_torchs_global_random_numbers_alone(build):
