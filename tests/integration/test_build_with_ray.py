@@ -109,12 +109,19 @@ def wait_for_shards(output: Path, process: "subprocess.Popen[str]", number: int 
         time.sleep(0.02)
 
 
-def remove_what_ray_left(ours: list[psutil.Process]) -> None:
-    folders = set()
-    for process in ours:
+def ray_folders(processes: list[psutil.Process]) -> set[str]:
+    folders: set[str] = set()
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             folders |= set(re.findall(r"/tmp/dgl-ray-\w+", " ".join(process.cmdline())))
+    return folders
+
+
+def remove_ray(processes: list[psutil.Process], folders: set[str]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    psutil.wait_procs(processes, timeout=30)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -152,11 +159,12 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(videos: Path, reference:
         wait_for_shards(output, process, len(ledgers(output)) + 1)
         ours = processes_of(process)
         at_work = [child for child in ours if is_at_work(child.cmdline())]
+        folders = ray_folders(ours)
         process.kill()
         process.wait(60)
         # Nobody writes any more, though nobody was told; Ray's own agents take minutes to notice.
         assert psutil.wait_procs(at_work, timeout=60)[1] == []
-        remove_what_ray_left(ours)
+        remove_ray(ours, folders)
     done = {name: (output / name).stat().st_mtime_ns for name in ledgers(output)}
     assert 2 <= len(done) < 5
     with build(videos, output) as process:
