@@ -143,7 +143,7 @@ def _tower_shape(tower: Any, num_heads: int, quick_gelu: bool) -> TowerShape:
 def _random_state(open_clip: ModuleType, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     known = {key: value for key, value in config.items() if key != "custom_text"}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return dict(open_clip.CLIP(**known).state_dict())
 
 

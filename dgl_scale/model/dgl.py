@@ -234,7 +234,7 @@ def _init_prompts(config: ModelConfig, shape: ClipShape, seed: int, device: str)
     if config.latent_space is None:
         return None
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         return Prompts(config, shape)
 
 

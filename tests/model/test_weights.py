@@ -40,6 +40,14 @@ def test_saved_prompts_give_the_same_features(tmp_path: Path, latent_space: str)
     assert metadata["dgl_scale"] == dgl_scale.__version__
 
 
+def test_prompts_held_elsewhere_are_saved_in_place_of_the_models_own(tmp_path: Path) -> None:
+    model = build(tmp_path)
+    masters = {name: tensor + 1 for name, tensor in model.prompts_state().items()}
+    save_prompts(model, tmp_path / "prompts.safetensors", state=masters)
+    load_prompts(model, tmp_path / "prompts.safetensors")
+    assert all(torch.equal(tensor, masters[name]) for name, tensor in model.prompts_state().items())
+
+
 def test_equal_prompts_give_equal_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_prompts(build(tmp_path), tmp_path / name)
