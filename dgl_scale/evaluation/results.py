@@ -55,7 +55,7 @@ def resolve_checkpoint(argument: str) -> Checkpoint:
         CheckpointError: nothing of that kind is there, or it is damaged.
     """
     if argument == "none":
-        return Checkpoint(FROZEN, None, None, "none: frozen CLIP, nothing was trained or chosen")
+        return Checkpoint(FROZEN, None, None, "frozen CLIP, nothing was trained or chosen")
     # Absolute, since a worker may run in another folder.
     prompts = find_prompts(argument).resolve()
     try:

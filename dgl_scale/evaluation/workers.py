@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from dgl_scale.telemetry import say
 _SLICES_PER_WORKER = 4
 _MAX_DEATHS = 3
 _START_TIMEOUT_S = 300.0
+_CONNECT_TIMEOUT_S = 15.0
 _OBJECT_STORE_BYTES = 512 << 20
 # Unix sockets have at most 107 bytes; Ray puts about 60 below its folder.
 _MAX_TEMPORARY_PATH = 40
@@ -64,7 +66,7 @@ def encode_with_workers(job: EncodingJob, num_videos: int, progress: Progress) -
     Uses this process's connection to Ray, else the cluster at `RAY_ADDRESS`, else a private one that ends with this call.
 
     Raises:
-        ConfigError: the cluster has not the CPUs or GPUs that a worker asks for.
+        ConfigError: nobody answers at `RAY_ADDRESS`, or the cluster has not the CPUs or GPUs that a worker asks for.
         DglError: a slice killed three workers, no worker started, or whatever a worker raised.
     """
     evaluation = job.config.evaluation
@@ -191,10 +193,7 @@ def _cluster(num_workers: int, cpus: float) -> Iterator[None]:
         yield
         return
     if address := os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError) as error:
-            raise DglError(f"no Ray cluster at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS for a private one") from error
+        _connect(address)
         try:
             yield
         finally:
@@ -219,6 +218,17 @@ def _cluster(num_workers: int, cpus: float) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():
+            # Ray itself tries for many minutes before it says that nobody answers.
+            socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS for a private one") from error
 
 
 def _check_resources(cpus: float, gpus: float) -> None:

@@ -50,6 +50,15 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://localhost:1", "http://127.0.0.1:1"])
+def test_an_absent_cluster_is_said_at_once(
+    address: str, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert evaluate.main(["--config", str(write_config()), "--checkpoint", "none"]) == 2
+    assert f"error: no Ray cluster at RAY_ADDRESS={address}" in capsys.readouterr().err
+
+
 def test_prompts_of_another_model_are_refused_before_any_worker_starts(
     write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
