@@ -69,11 +69,12 @@ def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
         num_cpus: of a local Ray; None: all.
 
     Returns:
-        `ExitCode.DONE`, or `FAILED` if more than `max_failed_fraction` of the videos failed.
+        `ExitCode.DONE`.
 
     Raises:
         ConfigError: wrong config, or an output folder of another config.
-        DglError: annotations or output cannot be used.
+        DglError: annotations or output cannot be used, Ray fails, or, at the end, more than
+            `max_failed_fraction` of the videos failed.
     """
     # pyarrow, webdataset and what they bring are loaded here, so that --help and --show-config are instant.
     from shard_tools.build_record import BuildRecord, write_shard_lists
@@ -81,6 +82,8 @@ def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
 
     resolved = resolve_paths(config)
     output = Path(resolved.output)
+    if resolved.output != config.output:
+        sys.stderr.write(f"output folder {output}\n")
     videos = _read_annotations(resolved)
     plans = plan_shards(videos, config.dataset, config.max_samples_per_shard, config.shuffle_seed, config.splits)
     record = BuildRecord(output, config, annotations_sha256(videos))

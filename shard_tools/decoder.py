@@ -34,7 +34,7 @@ class Decoder:
 
     Args:
         config: the limits of one video.
-        command: the program that serves requests.
+        command: the program that serves requests; the memory limit in bytes is its last argument.
     """
 
     def __init__(self, config: DecoderConfig, command: Sequence[str] = _SERVE) -> None:
@@ -98,30 +98,27 @@ class Decoder:
         search_path = os.pathsep.join(part for part in (package_parent, os.environ.get("PYTHONPATH", "")) if part)
         # One thread each: Ray runs as many tasks as there are CPUs, and a math library reserves memory per thread.
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        limit = {"DGL_DECODER_MEMORY_BYTES": str(int(self._config.memory_limit_gib * 2**30))}
-        environment = {**os.environ, "PYTHONPATH": search_path, **threads, **limit}
+        command = [*self._command, str(int(self._config.memory_limit_gib * 2**30))]
+        environment = {**os.environ, "PYTHONPATH": search_path, **threads}
         try:
-            child = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-            )
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
         except OSError as error:
             raise DglError(f"the decoding process {self._command[0]} cannot start: {error.strerror or error}") from error
         ready = _pipe(child.stdout).readline()
         if ready != b"ready\n":
             child.kill()
-            raise DglError(f"the decoding process {_death(child.wait())} at its start; try `{' '.join(self._command)}` for the reason")
+            raise DglError(f"the decoding process {_death(child.wait())} at its start; try `{' '.join(command)}` for the reason")
         self._child = child
         return child
 
 
 def serve() -> None:
-    """The child: answer requests from standard input until it closes."""
+    """The child: answer requests from standard input until it closes. Its argument is its memory limit in bytes."""
     _leave_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    limit = int(os.environ.get("DGL_DECODER_MEMORY_BYTES", "0"))
-    if limit:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit = int(sys.argv[1])
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Whatever a library prints must not reach the pipe of the replies.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
