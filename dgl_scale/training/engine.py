@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dgl_scale import distributed
 from dgl_scale.config import OptimConfig, TrainingConfig
 from dgl_scale.config_file import find_config
-from dgl_scale.errors import CheckpointError, ConfigError
+from dgl_scale.errors import CheckpointError, ConfigError, DglError
 from dgl_scale.training.optimizer import build_optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -53,6 +53,7 @@ def start_distributed(device: str) -> torch.device:
 
     Raises:
         ConfigError: `cuda` was asked for and there is none.
+        DglError: the ranks cannot meet, because the port is in use or a host is unreachable.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no GPU; use --device cpu")
@@ -61,7 +62,12 @@ def start_distributed(device: str) -> torch.device:
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
     deepspeed = _import_deepspeed(use_cuda)
-    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    except torch.distributed.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise DglError(f"the ranks cannot meet at {address}: {reason}; if the port is in use choose another --master_port") from error
     if not use_cuda:
         return torch.device("cpu")
     device_index = int(os.environ["LOCAL_RANK"])

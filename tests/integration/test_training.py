@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -202,3 +203,17 @@ def test_ctrl_c_leaves_no_process(small_world: Path, engine_environment: dict[st
     assert not alive
     latest = json.loads((tmp_path / "quickstart" / "checkpoints" / "latest").read_text())["checkpoint"]
     assert latest > "step-00000002"
+
+
+def test_a_port_in_use_is_one_line(small_world: Path, engine_environment: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = str(server.getsockname()[1])
+        launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "dgl_scale/train.py", *overrides(small_world, tmp_path)]
+        code, text = finish(command, {**engine_environment, **launch})
+    assert code == 1, text
+    assert f"the ranks cannot meet at 127.0.0.1:{port}" in text
+    assert "choose another --master_port" in text
+    assert "Traceback" not in text
