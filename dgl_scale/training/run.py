@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dgl_scale import distributed
-from dgl_scale.config import RunConfig, TrainingConfig
+from dgl_scale.config import RunConfig
 from dgl_scale.config_file import dump_config
 from dgl_scale.data.index import SplitIndex, load_split
 from dgl_scale.data.loader import TrainLoader
+from dgl_scale.data.order import rank_places
 from dgl_scale.data.tokenizer import Tokenizer, load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.files import write_text
@@ -41,7 +42,8 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
         raise ConfigError("data.train is missing: the folder of the training split's shards")
     if config.model.latent_space is None:
         raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
-    micro_batch_size, accumulation_steps = split_batch(config.training, distributed.world_size())
+    places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
+    micro_batch_size, accumulation_steps = places[0].stop - places[0].start, len(places)
     run_folder = Path(config.output).expanduser() / config.name
     lock = _lock_folder(run_folder) if distributed.is_main() else None
     try:
@@ -57,26 +59,6 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def split_batch(training: TrainingConfig, world_size: int) -> tuple[int, int]:
-    """(micro-batch size, accumulation steps) of a rank.
-
-    Raises:
-        ConfigError: the global batch does not divide; names numbers that do.
-    """
-    total = training.global_batch_size
-    if total % world_size:
-        divisors = [w for w in range(1, total + 1) if total % w == 0]
-        near = ", ".join(str(w) for w in sorted(sorted(divisors, key=lambda w: abs(w - world_size))[:3]))
-        raise ConfigError(f"global_batch_size {total} does not divide over {world_size} ranks; start {near} ranks or change the batch")
-    share = total // world_size
-    micro = training.micro_batch_size or share
-    if share % micro:
-        raise ConfigError(
-            f"micro_batch_size {micro} does not divide a rank's share of {share} (global_batch_size {total} over {world_size} ranks)"
-        )
-    return micro, share // micro
 
 
 def _build_trainer(
