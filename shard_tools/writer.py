@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,7 +120,7 @@ class _HashingStream:
     """Passes bytes on to a file, hashing all of them and the range of each sample."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+        self._stream: BinaryIO | None = stream
         self._pending = bytearray()
         self._pending_start = 0
         self._ends: list[int] = []
@@ -130,6 +129,8 @@ class _HashingStream:
         self.size = 0
 
     def write(self, content: bytes) -> int:
+        if self._stream is None:
+            return len(content)
         self._whole.update(content)
         self._pending += content
         self.size += len(content)
@@ -143,7 +144,7 @@ class _HashingStream:
 
     def discard(self) -> None:
         # tarfile writes its buffer when it is collected, also after a failure, when the file is closed.
-        self._stream = io.BytesIO()
+        self._stream = None
 
     def sha256(self) -> str:
         return self._whole.hexdigest()
