@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shlex
 import signal
 import socket
@@ -16,6 +17,7 @@ import psutil
 from dgl_scale.errors import DglError
 
 _GRACE_S = 45.0
+_PORTS = (12_000, 32_000)
 
 
 def show_command(command: Sequence[str]) -> str:
@@ -82,10 +84,17 @@ def end_process_tree(pid: int, grace_s: float) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nothing listens on.
+
+    From below the range that systems give to outgoing connections, or another program could get the same
+    number before the server that this one is for has started.
+    """
+    candidates = random.SystemRandom().sample(range(*_PORTS), k=100)
+    for port in candidates:
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise DglError(f"none of 100 ports between {_PORTS[0]} and {_PORTS[1]} is free")
 
 
 def wait_for_port(port: int, process: "subprocess.Popen[str]", timeout_s: float) -> None:
