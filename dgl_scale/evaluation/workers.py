@@ -7,22 +7,19 @@ same for any number of workers. The slice of a worker that dies is encoded again
 import contextlib
 import math
 import os
+import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import torch
-
-# Before ray is imported, which reads both then.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from dgl_scale.config import RunConfig
 from dgl_scale.data.index import load_split
@@ -70,9 +67,9 @@ def encode_with_workers(job: EncodingJob, num_videos: int, progress: Progress) -
         DglError: a slice killed three workers, no worker started, or whatever a worker raised.
     """
     evaluation = job.config.evaluation
-    with _cluster(evaluation.num_workers, evaluation.cpus_per_worker):
-        _check_resources(evaluation.cpus_per_worker, evaluation.gpus_per_worker)
-        pool = _Pool(job, slices(num_videos, evaluation.batch_size, evaluation.num_workers), progress)
+    with _cluster(evaluation.num_workers, evaluation.cpus_per_worker) as ray:
+        _check_resources(ray.cluster_resources(), evaluation.cpus_per_worker, evaluation.gpus_per_worker)
+        pool = _Pool(ray, job, slices(num_videos, evaluation.batch_size, evaluation.num_workers), progress)
         try:
             return join_features(pool.run())
         finally:
@@ -111,7 +108,8 @@ class Encoder:
 class _Pool:
     """Hands slices to actors; an actor gets its first one when it has loaded its model."""
 
-    def __init__(self, job: EncodingJob, work: list[tuple[int, int]], progress: Progress) -> None:
+    def __init__(self, ray: ModuleType, job: EncodingJob, work: list[tuple[int, int]], progress: Progress) -> None:
+        self._ray = ray
         self._job = job
         self._waiting = deque(work)
         self._total = work[-1][1] if work else 0
@@ -126,12 +124,12 @@ class _Pool:
         for _ in range(min(self._job.config.evaluation.num_workers, len(self._waiting))):
             self._start_actor()
         while self._waiting or any(piece for _, piece in self._running.values()):
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_START_TIMEOUT_S)
+            ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_START_TIMEOUT_S)
             if not ready and not any(piece for _, piece in self._running.values()):
                 evaluation = self._job.config.evaluation
                 raise DglError(
                     f"no evaluation worker started within {_START_TIMEOUT_S:.0f} s; each needs {evaluation.cpus_per_worker:g} CPUs and "
-                    f"{evaluation.gpus_per_worker:g} GPUs, free now: {_resources(ray.available_resources())}"
+                    f"{evaluation.gpus_per_worker:g} GPUs, free now: {_resources(self._ray.available_resources())}"
                 )
             for reference in ready:
                 self._receive(reference)
@@ -140,13 +138,13 @@ class _Pool:
     def stop(self) -> None:
         """End all actors."""
         for actor, _ in self._running.values():
-            ray.kill(actor)
+            self._ray.kill(actor)
         self._running.clear()
 
     def _start_actor(self) -> None:
         evaluation = self._job.config.evaluation
         actor = (
-            ray.remote(Encoder)
+            self._ray.remote(Encoder)
             .options(num_cpus=evaluation.cpus_per_worker, num_gpus=evaluation.gpus_per_worker, max_restarts=0)
             .remote(self._job, max(1, int(evaluation.cpus_per_worker)))
         )
@@ -155,12 +153,12 @@ class _Pool:
     def _receive(self, reference: Any) -> None:
         actor, piece = self._running.pop(reference)
         try:
-            result = ray.get(reference)
-        except RayActorError as error:
+            result = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
             self._replace(piece, error)
             return
-        except RayTaskError as error:
-            ray.kill(actor)
+        except self._ray.exceptions.RayTaskError as error:
+            self._ray.kill(actor)
             cause = error.cause
             raise (
                 cause if isinstance(cause, DglError) else DglError(f"an evaluation worker failed: {type(cause).__name__}: {cause}")
@@ -172,9 +170,9 @@ class _Pool:
             piece = self._waiting.popleft()
             self._running[actor.encode.remote(*piece)] = (actor, piece)
         else:
-            ray.kill(actor)
+            self._ray.kill(actor)
 
-    def _replace(self, piece: tuple[int, int] | None, error: RayActorError) -> None:
+    def _replace(self, piece: tuple[int, int] | None, error: Exception) -> None:
         what = "while loading the model" if piece is None else f"on videos {piece[0]} to {piece[1] - 1}"
         self._deaths[piece] = self._deaths.get(piece, 0) + 1
         if self._deaths[piece] == _MAX_DEATHS:
@@ -187,52 +185,75 @@ class _Pool:
 
 
 @contextlib.contextmanager
-def _cluster(num_workers: int, cpus: float) -> Iterator[None]:
-    """The connection that is there, one to `RAY_ADDRESS`, or a private cluster whose processes and folder go at the end."""
-    if ray.is_initialized():
-        yield
-        return
-    if address := os.environ.get("RAY_ADDRESS"):
-        _connect(address)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
+def _cluster(num_workers: int, cpus: float) -> Iterator[ModuleType]:
+    """Ray, with the connection that is there, one to `RAY_ADDRESS`, or a private cluster that goes at the end with its folder."""
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            _check_reachable(address)
+        elif "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+            # Ray's CPUs are tickets: more workers than cores is slow, not wrong.
+            options = {"address": "local", "num_cpus": max(math.ceil(num_workers * cpus), os.cpu_count() or 1)}
+            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+            options["_temp_dir"] = stack.enter_context(_private_folder())
+        ray = _import_ray()
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            try:
+                ray.init(log_to_driver=False, logging_level="ERROR", **options)
+            except Exception as error:
+                # Ray raises bare exceptions here, also on a machine that is too busy to start it in 30 seconds.
+                raise DglError(f"cannot start or reach Ray: {error}") from error
+        yield ray
+
+
+def _import_ray() -> ModuleType:
+    """Ray reads its environment when it is imported, so that comes last."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    return cast(ModuleType, ray)
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[str]:
+    """A folder for a Ray of our own, with an access token for it alone, unless the user chose how Ray authenticates.
+
+    Left to itself, Ray keeps a token in the home folder, where it changes how later clusters start.
+    """
     folder = tempfile.mkdtemp(prefix="dgl-evaluate-")
     if len(folder) > _MAX_TEMPORARY_PATH:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="dgl-evaluate-", dir="/tmp")
+    # Ray reads these when it is imported; once it is, they must stay as they were.
+    has_own_token = "ray" not in sys.modules and not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     try:
-        ray.init(
-            address="local",
-            # Ray's CPUs are tickets: more workers than cores is slow, not wrong.
-            num_cpus=max(math.ceil(num_workers * cpus), os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-        )
-        yield
+        if has_own_token:
+            token = Path(folder, "token")
+            token.touch(0o600)
+            token.write_text(secrets.token_hex(32))
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+        yield folder
     finally:
-        ray.shutdown()
+        if has_own_token:
+            del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connect(address: str) -> None:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for many minutes before it says that nobody answers."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
     try:
-        if host and port.isdigit():
-            # Ray itself tries for many minutes before it says that nobody answers.
-            socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError) as error:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
         raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS for a private one") from error
 
 
-def _check_resources(cpus: float, gpus: float) -> None:
-    total = ray.cluster_resources()
+def _check_resources(total: dict[str, float], cpus: float, gpus: float) -> None:
     for name, needed in (("CPU", cpus), ("GPU", gpus)):
         if needed > total.get(name, 0.0):
             raise ConfigError(

@@ -134,21 +134,32 @@ def test_ctrl_c_leaves_no_process(
 ) -> None:
     command = [sys.executable, str(SCRIPT), "--config", str(write_config()), "--checkpoint", "none", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    started: list[tuple[int, str]] = []
-    while not any(title.startswith("ray::Encoder") for _, title in started):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-        started = find_descendants(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        started = _wait_for_actors(process, find_descendants)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.terminate()
+        process.wait()
     assert process.returncode == 75
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    while left := [pid for pid, _ in started if _is_running(pid)]:
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in started if _is_running(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     assert not (tmp_path / "runs").exists()
+
+
+def _wait_for_actors(process: "subprocess.Popen[str]", find_descendants: Callable[[int], list[tuple[int, str]]]) -> list[int]:
+    """All processes below `process` once a worker of the evaluation is among them."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        below = find_descendants(process.pid)
+        if any(title.startswith("ray::Encoder") for _, title in below):
+            return [pid for pid, _ in below]
+        time.sleep(0.1)
+    raise AssertionError(f"no worker started; exit code {process.poll()}")
 
 
 def _is_running(pid: int) -> bool:
