@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,9 +20,17 @@ from dgl_scale.quickstart.processes import end_process_tree, free_port, wait_for
 _START_S = 120.0
 
 
+@dataclass(frozen=True)
+class LocalRay:
+    """A running cluster: the address that `ray job submit` takes, and the environment it needs."""
+
+    address: str
+    environment: dict[str, str]
+
+
 @contextlib.contextmanager
-def local_ray(num_cpus: int, log: Path) -> Iterator[str]:
-    """Start `ray start --head`, yield the address that `ray job submit` takes, and end every process of it.
+def local_ray(num_cpus: int, log: Path) -> Iterator[LocalRay]:
+    """Start `ray start --head`, yield it, and end every process of it.
 
     Raises:
         DglError: Ray does not start; names the log.
@@ -44,24 +54,38 @@ def local_ray(num_cpus: int, log: Path) -> Iterator[str]:
     ]
     command += [f"--num-cpus={num_cpus}", f"--temp-dir={folder}", "--disable-usage-stats", f"--object-store-memory={512 << 20}"]
     log.parent.mkdir(parents=True, exist_ok=True)
+    environment = _environment(Path(folder))
     try:
         with open(log, "a", encoding="utf-8") as stream:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, text=True, start_new_session=True, env=ray_environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, **environment},
             )
         try:
             _wait(dashboard_port, process, log)
-            yield f"http://127.0.0.1:{dashboard_port}"
+            yield LocalRay(f"http://127.0.0.1:{dashboard_port}", environment)
         finally:
             _end_ray(process.pid, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def ray_environment() -> dict[str, str]:
-    """The environment of Ray's processes: no usage statistics, and this Python's programs found first."""
-    programs = str(Path(sys.executable).parent)
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PATH": programs + os.pathsep + os.environ.get("PATH", "")}
+def _environment(folder: Path) -> dict[str, str]:
+    """No usage statistics, this Python's programs first, and a token of the cluster's own.
+
+    Without it any user of the machine could run a job here as us; and where an earlier Ray left a token in the
+    home folder, `ray start` would want it and `ray job submit` not find it.
+    """
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    programs = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
+    return {"RAY_USAGE_STATS_ENABLED": "0", "PATH": programs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
 
 def _wait(port: int, process: "subprocess.Popen[str]", log: Path) -> None:

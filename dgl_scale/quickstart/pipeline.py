@@ -148,8 +148,8 @@ def _build_shards(quickstart: Quickstart) -> None:
         _say("    found")
         return
     environment = engine_environment(quickstart.num_processes, quickstart.device)
-    with local_ray(os.cpu_count() or 1, place.logs / "ray.log") as address:
-        _run(build_command(place, address), place.logs / "build.log", environment)
+    with local_ray(os.cpu_count() or 1, place.logs / "ray.log") as ray:
+        _run(build_command(place, ray.address), place.logs / "build.log", {**environment, **ray.environment})
 
 
 def _train(quickstart: Quickstart, choice: RunChoice) -> None:
