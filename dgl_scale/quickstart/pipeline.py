@@ -51,6 +51,7 @@ _NOISE = (
     "INFO worker.py",
     "INFO sdk.py",
     "Running entrypoint",
+    "WARNING working_dir.py",
     "fetch_hostfile",
     "FutureWarning",
     "return func(",
