@@ -33,12 +33,24 @@ SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "h
 TEMPORAL_TEMPLATES = (
     "first {a} then {b}",
     "{a} before {b}",
-    "{b} after {a}",
     "{a} followed by {b}",
+    "{a} and then {b}",
 )
 """What a clip in which `a` comes before `b` may be called; in a still, `a` is left of `b`."""
-HORIZONTAL_TEMPLATES = ("{a} left of {b}", "{b} right of {a}")
-VERTICAL_TEMPLATES = ("{a} above {b}", "{b} below {a}")
+HORIZONTAL_TEMPLATES = (
+    "{a} left of {b}",
+    "{a} on the left and {b} on the right",
+    "{b} on the right and {a} on the left",
+)
+VERTICAL_TEMPLATES = (
+    "{a} above {b}",
+    "{a} at the top and {b} at the bottom",
+    "{b} at the bottom and {a} at the top",
+)
+"""Wordings of stills where `a` is left of, or above, `b`. The explicit ones are what makes order
+learnable: they tie a place to the thing beside the word, as a colour is tied to a shape. Once images
+tell places, "a left of b" and "first a then b" have something to agree with. With "left of", "right
+of", "before" and "after" alone, exchanged places stayed at chance for 1,600 steps."""
 UNORDERED_TEMPLATE = "{a} and {b}"
 
 FRAMES_PER_SECOND = 12
@@ -249,27 +261,43 @@ def _draw_background(rng: np.random.Generator) -> tuple[int, int, int]:
 
 # Stills ------------------------------------------------------------------------------------------
 
-SINGLE_SHARE = 0.25
-HARD_SHARE = 0.5
-"""Share of the two-thing stills that come with a hard partner in the same batch."""
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a batch of stills is made of."""
+
+    singles: float = 0.2
+    """Share of stills with one thing."""
+    hard: float = 0.6
+    """Share of the two-thing stills that come with a hard partner in the same batch."""
+    exchanged_places: float = 0.6
+    """Share of hard partners with places exchanged; the others have colours exchanged."""
+
+
 CLEAR_OFFSET = 0.25
 """How far apart two centres must be along an axis before a caption may speak about that axis."""
 
 
-def draw_stills(rng: np.random.Generator, count: int) -> list[Still]:
-    """Return one batch of stills, hard partners adjacent.
+def draw_stills(rng: np.random.Generator, count: int, mixture: Mixture | None = None) -> list[Still]:
+    """Return one batch of stills: single ones, then hard partners side by side, then the rest.
 
     A hard partner has the places or the colours exchanged and the caption to match. Without such
     partners in a batch the text tower learns to ignore word order: naming the things is enough.
     """
-    singles = round(count * SINGLE_SHARE)
-    hard = round((count - singles) * HARD_SHARE) // 2
+    mixture = mixture or Mixture()
+    singles, num_partners = count_stills(count, mixture)
     stills = [_draw_single(rng) for _ in range(singles)]
-    for _ in range(hard):
-        stills += _draw_hard_partners(rng)
+    for _ in range(num_partners):
+        stills += _draw_hard_partners(rng, mixture.exchanged_places)
     while len(stills) < count:
         stills.append(_draw_double(rng, ordered=False)[0])
     return stills
+
+
+def count_stills(count: int, mixture: Mixture) -> tuple[int, int]:
+    """Return how many single stills, and how many pairs of hard partners, a batch of `count` has."""
+    singles = round(count * mixture.singles)
+    return singles, round((count - singles) * mixture.hard) // 2
 
 
 def _draw_still_thing(rng: np.random.Generator) -> Thing:
@@ -323,10 +351,10 @@ def _oriented(templates: tuple[str, ...], offset: float) -> tuple[str, ...]:
     return tuple(template.format(a="{b}", b="{a}") for template in templates)
 
 
-def _draw_hard_partners(rng: np.random.Generator) -> tuple[Still, Still]:
+def _draw_hard_partners(rng: np.random.Generator, exchanged_places: float) -> tuple[Still, Still]:
     still, template = _draw_double(rng, ordered=True)
     first, second = still.things
     recoloured = (Thing(second.colour, first.shape), Thing(first.colour, second.shape))
-    things = (second, first) if rng.random() < 0.5 else recoloured  # places or colours exchanged
+    things = (second, first) if rng.random() < exchanged_places else recoloured
     caption = template.format(a=things[0].phrase, b=things[1].phrase)
     return still, Still(things, still.centres, still.sizes, _draw_background(rng), caption)

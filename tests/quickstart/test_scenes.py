@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from dgl_scale.quickstart.scenes import (
     CLEAR_OFFSET,
     FRAMES_PER_SECOND,
-    HARD_SHARE,
     NUM_FRAMES_CHOICES,
-    SINGLE_SHARE,
     TEMPORAL_TEMPLATES,
+    Mixture,
     Still,
     all_things,
+    count_stills,
     draw_stills,
     grammar_words,
     plan_world,
@@ -110,16 +110,19 @@ def test_things_and_words():
             assert set(caption.split()) <= words
 
 
-def test_stills_come_in_the_stated_mixture():
-    stills = draw_stills(np.random.default_rng(0), 53)
+@pytest.mark.parametrize(("places", "mixture"), [(None, Mixture()), (1.0, Mixture(0.1, 0.9, 1.0)), (0.0, Mixture(0.3, 0.7, 0.0))])
+def test_stills_come_in_the_stated_mixture(places, mixture):
+    stills = draw_stills(np.random.default_rng(0), 53, mixture)
+    singles, num_partners = count_stills(53, mixture)
     assert len(stills) == 53
-    singles = [still for still in stills if len(still.things) == 1]
-    assert len(singles) == round(53 * SINGLE_SHARE)
-    hard = stills[len(singles) : len(singles) + 2 * (round(40 * HARD_SHARE) // 2)]
+    assert sum(len(still.things) == 1 for still in stills) == singles == round(53 * mixture.singles)
+    hard = stills[singles : singles + 2 * num_partners]
     for still, partner in zip(hard[::2], hard[1::2], strict=True):
         assert still.centres == partner.centres and still.caption != partner.caption
         assert Counter(t.colour for t in still.things) == Counter(t.colour for t in partner.things)
         assert Counter(t.shape for t in still.things) == Counter(t.shape for t in partner.things)
+        if places is not None:
+            assert (set(still.things) == set(partner.things)) == bool(places)
 
 
 @settings(max_examples=30, deadline=None)
@@ -129,18 +132,24 @@ def test_captions_of_stills_are_true(seed):
         assert _is_true(still), still
 
 
+CLAIMS = {
+    " on the left and ": (0, 1), " on the right and ": (0, -1), " at the top and ": (1, 1), " at the bottom and ": (1, -1),
+    " and then ": (0, 1), " then ": (0, 1), " before ": (0, 1), " followed by ": (0, 1), " left of ": (0, 1), " above ": (1, 1),
+}  # fmt: skip
+END = {
+    " on the left and ": " on the right", " on the right and ": " on the left",
+    " at the top and ": " at the bottom", " at the bottom and ": " at the top",
+}  # fmt: skip
+
+
 def _is_true(still: Still) -> bool:
     """Read a caption back into a claim about places and check it, without the grammar's code."""
     if len(still.things) == 1:
         return still.caption == still.things[0].phrase
     place = {thing.phrase: centre for thing, centre in zip(still.things, still.centres, strict=True)}
     caption = still.caption.removeprefix("first ")
-    claims = {
-        " then ": (0, 1), " before ": (0, 1), " followed by ": (0, 1), " left of ": (0, 1),
-        " after ": (0, -1), " right of ": (0, -1), " above ": (1, 1), " below ": (1, -1),
-    }  # fmt: skip
-    for words, (axis, sign) in claims.items():
+    for words, (axis, sign) in CLAIMS.items():
         if words in caption:
-            one, other = caption.split(words)
+            one, other = (part.removesuffix(END[words]) if words in END else part for part in caption.split(words))
             return sign * (place[other][axis] - place[one][axis]) >= CLEAR_OFFSET
     return set(caption.split(" and ")) == set(place)
