@@ -15,7 +15,7 @@ _COMMANDS = {
     "evaluate": ("dgl_scale.evaluate", "evaluate a checkpoint on text-video retrieval"),
     "report": ("dgl_scale.evaluation.report_command", "write a run's HTML report"),
     "metrics": ("dgl_scale.evaluation.metrics_command", "retrieval metrics of a similarity matrix"),
-    "prompts": ("dgl_scale.model.prompts_command", "say what a prompts file holds"),
+    "prompts": ("dgl_scale.prompts", "say what a prompts file holds"),
 }
 # These run as processes of their own: the shard tools load no torch, and dgl_scale does not depend on them.
 _SHARD_TOOLS = {"build": "shard_tools.build", "verify": "shard_tools.verify"}
