@@ -67,7 +67,7 @@ def encode_with_workers(job: EncodingJob, num_videos: int, progress: Progress) -
         DglError: a slice killed three workers, no worker started, or whatever a worker raised.
     """
     evaluation = job.config.evaluation
-    with _cluster(evaluation.num_workers, evaluation.cpus_per_worker) as ray:
+    with ray_cluster(evaluation.num_workers, evaluation.cpus_per_worker) as ray:
         _check_resources(ray.cluster_resources(), evaluation.cpus_per_worker, evaluation.gpus_per_worker)
         pool = _Pool(ray, job, slices(num_videos, evaluation.batch_size, evaluation.num_workers), progress)
         try:
@@ -185,8 +185,15 @@ class _Pool:
 
 
 @contextlib.contextmanager
-def _cluster(num_workers: int, cpus: float) -> Iterator[ModuleType]:
-    """Ray, with the connection that is there, one to `RAY_ADDRESS`, or a private cluster that goes at the end with its folder."""
+def ray_cluster(num_workers: int, cpus_per_worker: float) -> Iterator[ModuleType]:
+    """Ray, with the connection that is there, one to `RAY_ADDRESS`, or a private cluster that goes at the end with its folder.
+
+    Several calls of `encode_with_workers` inside share the cluster.
+
+    Raises:
+        ConfigError: nobody answers at `RAY_ADDRESS`.
+        DglError: Ray does not start.
+    """
     with contextlib.ExitStack() as stack:
         options: dict[str, Any] = {}
         address = os.environ.get("RAY_ADDRESS")
@@ -194,9 +201,10 @@ def _cluster(num_workers: int, cpus: float) -> Iterator[ModuleType]:
             _check_reachable(address)
         elif "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
             # Ray's CPUs are tickets: more workers than cores is slow, not wrong.
-            options = {"address": "local", "num_cpus": max(math.ceil(num_workers * cpus), os.cpu_count() or 1)}
+            options = {"address": "local", "num_cpus": max(math.ceil(num_workers * cpus_per_worker), os.cpu_count() or 1)}
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
             options["_temp_dir"] = stack.enter_context(_private_folder())
+            _set_access_token()
         ray = _import_ray()
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
@@ -219,27 +227,24 @@ def _import_ray() -> ModuleType:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[str]:
-    """A folder for a Ray of our own, with an access token for it alone, unless the user chose how Ray authenticates.
-
-    Left to itself, Ray keeps a token in the home folder, where it changes how later clusters start.
-    """
     folder = tempfile.mkdtemp(prefix="dgl-evaluate-")
     if len(folder) > _MAX_TEMPORARY_PATH:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="dgl-evaluate-", dir="/tmp")
-    # Ray reads these when it is imported; once it is, they must stay as they were.
-    has_own_token = "ray" not in sys.modules and not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     try:
-        if has_own_token:
-            token = Path(folder, "token")
-            token.touch(0o600)
-            token.write_text(secrets.token_hex(32))
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         yield folder
     finally:
-        if has_own_token:
-            del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _set_access_token() -> None:
+    """A token for the private Rays of this process, unless the user chose how Ray authenticates.
+
+    Left to itself, Ray keeps one in the home folder, where it changes how later clusters start. Ray remembers what
+    it read when it was imported, so this is never undone.
+    """
+    if "ray" not in sys.modules and not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def _check_reachable(address: str) -> None:
