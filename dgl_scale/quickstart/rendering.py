@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from dgl_scale.quickstart.scenes import LOGO_SIZE, Motion, Scene, Still, Thing
 
 IMAGE_SIZE = 96
-TEXTURE_STD = 0.08
+TEXTURE_STD = 0.05
 CLIP_NOISE_STD = 0.03
 STILL_NOISE_STD = 0.01
 """Standard deviations as fractions of full brightness."""

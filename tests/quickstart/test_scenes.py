@@ -50,7 +50,7 @@ def test_no_caption_and_no_pair_is_shared_between_splits(world):
 @given(st.integers(0, 2**31))
 def test_every_seed_gives_disjoint_pairs(seed):
     owned = [frozenset(pair) for pairs in split_pairs(seed).values() for pair in pairs]
-    assert len(owned) == len(set(owned)) == 210
+    assert len(owned) == len(set(owned)) == 260
 
 
 def test_twins_differ_in_order_only(world):
@@ -97,7 +97,7 @@ def test_plan_is_a_function_of_the_seed_and_a_small_world_is_part_of_it(world):
     assert plan_world(SEED) == world
     assert plan_world(SEED + 1) != world
     small = plan_world(SEED, scale=0.05)
-    assert len(small) == 60 + 8 + 10
+    assert len(small) == 60 + 10 + 10
     assert set(small) <= set(world)
 
 
