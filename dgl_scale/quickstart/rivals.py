@@ -40,6 +40,8 @@ def evaluate_rivals(config: RunConfig, runs: Path, seeds: Sequence[int], device:
     missing = [name for name, folder in folders.items() if not _is_current(folder, test.digest)]
     if not missing:
         return folders
+    # Many small operations: a second thread wins nothing alone, and on a busy machine waits for the first at each one.
+    torch.set_num_threads(1)
     model = load_model(config, None, torch.device(device))
     tokenizer = load_tokenizer(config.model.clip, config.data.max_words)
     splits = {split: _encode_frames(model, tokenizer, config, split, device) for split in ("train", "validation", "test")}
