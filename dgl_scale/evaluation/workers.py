@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import psutil
 import torch
 
 from dgl_scale.config import RunConfig
@@ -33,6 +34,7 @@ _SLICES_PER_WORKER = 4
 _MAX_DEATHS = 3
 _START_TIMEOUT_S = 300.0
 _CONNECT_TIMEOUT_S = 15.0
+_START_ATTEMPTS = 3
 _OBJECT_STORE_BYTES = 512 << 20
 # Unix sockets have at most 107 bytes; Ray puts about 60 below its folder.
 _MAX_TEMPORARY_PATH = 40
@@ -208,12 +210,32 @@ def ray_cluster(num_workers: int, cpus_per_worker: float) -> Iterator[ModuleType
         ray = _import_ray()
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
-            try:
-                ray.init(log_to_driver=False, logging_level="ERROR", **options)
-            except Exception as error:
-                # Ray raises bare exceptions here, also on a machine that is too busy to start it in 30 seconds.
-                raise DglError(f"cannot start or reach Ray: {error}") from error
+            _init_ray(ray, options)
         yield ray
+
+
+def _init_ray(ray: ModuleType, options: dict[str, Any]) -> None:
+    """Connect, or start a private Ray; on a busy machine that may take more than the 30 seconds that Ray gives itself."""
+    for attempt in range(_START_ATTEMPTS):
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        except Exception as error:  # Ray raises bare exceptions here
+            ray.shutdown()
+            folder = options.get("_temp_dir")
+            if folder is None or attempt == _START_ATTEMPTS - 1:
+                raise DglError(f"cannot start or reach Ray: {error}") from error
+            _end_processes_of(folder)
+            say("Ray did not start in time; trying again")
+        else:
+            return
+
+
+def _end_processes_of(folder: str) -> None:
+    """Kill what an attempt to start Ray left: the processes with this folder, which is ours alone, in their command line."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any(folder in word for word in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _import_ray() -> ModuleType:
@@ -234,6 +256,7 @@ def _private_folder() -> Iterator[str]:
     try:
         yield folder
     finally:
+        _end_processes_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
