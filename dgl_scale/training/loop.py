@@ -1,7 +1,8 @@
 """The training loop."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def _run_steps(trainer: Trainer, start_step: int, writer: MetricsWriter | None) 
             progress.log(step, result, lr, writer)
         stopping = distributed.any_rank(trainer.stop.reason is not None, trainer.device)
         if step % training.checkpoint_every_steps == 0 or is_last or stopping:
-            checkpoint = _checkpoint(trainer, step, writer, skip_validation=stopping and not is_last)
+            with progress.not_counted():
+                checkpoint = _checkpoint(trainer, step, writer, skip_validation=stopping and not is_last)
         if stopping and not is_last:
             raise Interrupted(
                 f"stopped by {trainer.stop.reason or 'another rank'} at step {step} of {trainer.total_steps}; run the same command to go on"
@@ -216,6 +218,13 @@ class _Progress:
                 return
             self._data_s += time.perf_counter() - begin
             yield micro_batches
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Leave the time of the block out of the steps' time."""
+        begin = time.perf_counter()
+        yield
+        self._last_time += time.perf_counter() - begin
 
     def log(self, step: int, result: StepResult, lr: float, writer: MetricsWriter | None) -> None:
         """Record a step and say it in one line."""
