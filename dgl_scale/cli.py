@@ -39,11 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _shards(words: Sequence[str]) -> int:
     if words and words[0] in _SHARD_TOOLS:
-        os.execv(sys.executable, [sys.executable, "-m", _SHARD_TOOLS[words[0]], *words[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", _SHARD_TOOLS[words[0]], *words[1:]])  # noqa: S606
     if words and words[0] not in {"-h", "--help"}:
         return _unknown(f"shards {words[0]}", [f"shards {name}" for name in _SHARD_TOOLS])
     sys.stdout.write(
-        "usage: dgl-scale shards {build,verify} …\n\n  build   video files to WebDataset shards\n  verify  read all shards back and compare with their hashes\n"
+        "usage: dgl-scale shards {build,verify} …\n\n"
+        "  build   video files to WebDataset shards\n"
+        "  verify  read all shards back and compare with their hashes\n"
     )
     return ExitCode.DONE if words else ExitCode.USAGE
 
@@ -64,7 +66,8 @@ def _usage() -> str:
     return (
         "usage: dgl-scale COMMAND …\n\nDistributed training of DGL prompts over a frozen CLIP for text-video retrieval.\n\n"
         + "\n".join(lines)
-        + "\n\n`dgl-scale COMMAND --help` explains a command. Exit codes: 0 done, 1 failed work, 2 wrong usage or config, 75 interrupted, resume.\n"
+        + "\n\n`dgl-scale COMMAND --help` explains a command."
+        + " Exit codes: 0 done, 1 failed work, 2 wrong usage or config, 75 interrupted, resume.\n"
     )
 
 

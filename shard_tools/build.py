@@ -12,13 +12,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
-import logging
 import os
-import secrets
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +26,7 @@ from dgl_scale.config import ShardsConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.entry import config_parser, parse_arguments, run_command, show_config
 from dgl_scale.errors import ConfigError, DataError, DglError, ExitCode, Interrupted
+from dgl_scale.ray_cluster import ray_cluster
 from shard_tools.submit_folder import resolve_paths
 
 if TYPE_CHECKING:
@@ -42,7 +39,6 @@ _MAX_RETRIES = 3
 _POLL_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CANCEL_TIMEOUT_S = 10.0
-_OBJECT_STORE_BYTES = 128 << 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,51 +196,16 @@ def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsC
 
 @contextlib.contextmanager
 def _ray(num_cpus: int | None, cpus_per_task: float) -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS (Ray sets it for jobs), else run a Ray of our own."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with contextlib.ExitStack() as stack:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        if not os.environ.get("RAY_ADDRESS"):
-            num_cpus = num_cpus or os.cpu_count() or 1
-            if num_cpus < cpus_per_task:
-                raise ConfigError(f"cpus_per_task {cpus_per_task:g} is more than the {num_cpus} CPUs of the local Ray")
-            options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-            options |= {"object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": stack.enter_context(_ray_folder())}
-        elif num_cpus is not None:
-            raise ConfigError("--num-cpus is for a local Ray, and RAY_ADDRESS names a cluster; unset one of them")
-        import ray
-
-        stack.callback(ray.shutdown)
-        try:
-            ray.init(**options)
-        except Exception as error:
-            # Ray raises bare exceptions here, also for a machine that is too busy to start it in 30 seconds.
-            raise DglError(f"cannot start or reach Ray: {error}") from error
+    """Ray, with this command's signal handlers."""
+    if os.environ.get("RAY_ADDRESS") and num_cpus is not None:
+        raise ConfigError("--num-cpus is for a local Ray, and RAY_ADDRESS names a cluster; unset one of them")
+    num_cpus = num_cpus or os.cpu_count() or 1
+    if not os.environ.get("RAY_ADDRESS") and num_cpus < cpus_per_task:
+        raise ConfigError(f"cpus_per_task {cpus_per_task:g} is more than the {num_cpus} CPUs of the local Ray")
+    with ray_cluster(num_cpus):
         # ray.init replaces the handler of SIGTERM.
         _handle_signals()
         yield
-
-
-@contextlib.contextmanager
-def _ray_folder() -> Iterator[str]:
-    """A folder for a local Ray, with an access token for it alone, unless the user chose how it authenticates.
-
-    Left to itself, Ray writes a token to the home folder, where it changes how later clusters start.
-    """
-    # The paths of Ray's sockets lie below this folder and may have at most 107 characters.
-    folder = tempfile.mkdtemp(prefix="dgl-ray-", dir="/tmp")
-    own_token = not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    try:
-        if own_token:
-            token = Path(folder, "token")
-            token.touch(0o600)
-            token.write_text(secrets.token_hex(32))
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-        yield folder
-    finally:
-        if own_token:
-            del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

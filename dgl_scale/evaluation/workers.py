@@ -4,22 +4,15 @@ Slices start at multiples of the batch size, so that the batches, and with them 
 same for any number of workers. The slice of a worker that dies is encoded again by a new one.
 """
 
-import contextlib
 import math
 import os
-import secrets
-import shutil
-import socket
-import sys
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
-import psutil
 import torch
 
 from dgl_scale.config import RunConfig
@@ -28,16 +21,12 @@ from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.evaluation.embedding import encode_split, load_model
 from dgl_scale.evaluation.features import Features, join_features
+from dgl_scale.ray_cluster import ray_cluster
 from dgl_scale.telemetry import say
 
 _SLICES_PER_WORKER = 4
 _MAX_DEATHS = 3
 _START_TIMEOUT_S = 300.0
-_CONNECT_TIMEOUT_S = 15.0
-_START_ATTEMPTS = 3
-_OBJECT_STORE_BYTES = 512 << 20
-# Unix sockets have at most 107 bytes; Ray puts about 60 below its folder.
-_MAX_TEMPORARY_PATH = 40
 
 Progress = Callable[[int, int], None]
 """Called with (videos done, videos in all)."""
@@ -69,7 +58,9 @@ def encode_with_workers(job: EncodingJob, num_videos: int, progress: Progress) -
         DglError: a slice killed three workers, no worker started, or whatever a worker raised.
     """
     evaluation = job.config.evaluation
-    with ray_cluster(evaluation.num_workers, evaluation.cpus_per_worker) as ray:
+    with ray_cluster(max(math.ceil(evaluation.num_workers * evaluation.cpus_per_worker), os.cpu_count() or 1)):
+        import ray
+
         _check_resources(ray.cluster_resources(), evaluation.cpus_per_worker, evaluation.gpus_per_worker)
         pool = _Pool(ray, job, slices(num_videos, evaluation.batch_size, evaluation.num_workers), progress)
         try:
@@ -184,101 +175,6 @@ class _Pool:
         if piece is not None:
             self._waiting.appendleft(piece)
         self._start_actor()
-
-
-@contextlib.contextmanager
-def ray_cluster(num_workers: int, cpus_per_worker: float) -> Iterator[ModuleType]:
-    """Ray, with the connection that is there, one to `RAY_ADDRESS`, or a private cluster that goes at the end with its folder.
-
-    Several calls of `encode_with_workers` inside share the cluster.
-
-    Raises:
-        ConfigError: nobody answers at `RAY_ADDRESS`.
-        DglError: Ray does not start.
-    """
-    with contextlib.ExitStack() as stack:
-        options: dict[str, Any] = {}
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            _check_reachable(address)
-        elif "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-            # Ray's CPUs are tickets: more workers than cores is slow, not wrong.
-            options = {"address": "local", "num_cpus": max(math.ceil(num_workers * cpus_per_worker), os.cpu_count() or 1)}
-            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-            options["_temp_dir"] = stack.enter_context(_private_folder())
-            _set_access_token()
-        ray = _import_ray()
-        if not ray.is_initialized():
-            stack.callback(ray.shutdown)
-            _init_ray(ray, options)
-        yield ray
-
-
-def _init_ray(ray: ModuleType, options: dict[str, Any]) -> None:
-    """Connect, or start a private Ray; on a busy machine that may take more than the 30 seconds that Ray gives itself."""
-    for attempt in range(_START_ATTEMPTS):
-        try:
-            ray.init(log_to_driver=False, logging_level="ERROR", **options)
-        except Exception as error:  # Ray raises bare exceptions here
-            ray.shutdown()
-            folder = options.get("_temp_dir")
-            if folder is None or attempt == _START_ATTEMPTS - 1:
-                raise DglError(f"cannot start or reach Ray: {error}") from error
-            _end_processes_of(folder)
-            say("Ray did not start in time; trying again")
-        else:
-            return
-
-
-def _end_processes_of(folder: str) -> None:
-    """Kill what an attempt to start Ray left: the processes with this folder, which is ours alone, in their command line."""
-    for process in psutil.process_iter(["cmdline"]):
-        if any(folder in word for word in process.info["cmdline"] or ()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
-def _import_ray() -> ModuleType:
-    """Ray reads its environment when it is imported, so that comes last."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    return cast(ModuleType, ray)
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="dgl-evaluate-")
-    if len(folder) > _MAX_TEMPORARY_PATH:
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="dgl-evaluate-", dir="/tmp")
-    try:
-        yield folder
-    finally:
-        _end_processes_of(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _set_access_token() -> None:
-    """A token for the private Rays of this process, unless the user chose how Ray authenticates.
-
-    Left to itself, Ray keeps one in the home folder, where it changes how later clusters start. Ray remembers what
-    it read when it was imported, so this is never undone.
-    """
-    if "ray" not in sys.modules and not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for many minutes before it says that nobody answers."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS for a private one") from error
 
 
 def _check_resources(total: dict[str, float], cpus: float, gpus: float) -> None:

@@ -16,7 +16,8 @@ from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import CheckpointError, ConfigError, DglError
 from dgl_scale.evaluation.embedding import encode_split, load_model
 from dgl_scale.evaluation.features import Features, join_features
-from dgl_scale.evaluation.workers import EncodingJob, encode_with_workers, ray_cluster, slices
+from dgl_scale.evaluation.workers import EncodingJob, encode_with_workers, slices
+from dgl_scale.ray_cluster import ray_cluster
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_slices(num_videos: int, batch_size: int, num_workers: int, expected: li
 @pytest.fixture(scope="module")
 def private_ray() -> Iterator[None]:
     """One cluster for the tests of this file; `encode_with_workers` joins a connection that is there."""
-    with ray_cluster(4, 1.0):
+    with ray_cluster(4):
         yield
 
 

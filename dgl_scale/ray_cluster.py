@@ -1,0 +1,117 @@
+"""Ray for this process: the cluster that is there, or a private one with a sure end."""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import psutil
+
+from dgl_scale.errors import ConfigError, DglError
+
+_START_ATTEMPTS = 3
+_CONNECT_TIMEOUT_S = 15.0
+_OBJECT_STORE_BYTES = 256 << 20
+# Unix sockets have at most 107 bytes; Ray puts about 60 below its folder.
+_MAX_FOLDER_LENGTH = 40
+_TOKEN_VARIABLES = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+
+
+@contextlib.contextmanager
+def ray_cluster(num_cpus: int) -> Iterator[None]:
+    """This process's connection to Ray, else one to `RAY_ADDRESS` (Ray sets it for jobs), else a private cluster.
+
+    What this call begins ends with the block, a private cluster with all its processes.
+
+    Args:
+        num_cpus: of a private cluster; tickets, so more than there are cores is slow, not wrong.
+
+    Raises:
+        ConfigError: nobody answers at `RAY_ADDRESS`.
+        DglError: Ray does not start.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if address:
+            _check_reachable(address)
+            _init_ray(1, None, {})
+        else:
+            folder = stack.enter_context(private_ray_folder())
+            # Ray reads its environment when it is imported, and remembers it: this is never undone.
+            os.environ.update(ray_environment())
+            options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder}
+            _init_ray(_START_ATTEMPTS, folder, {"address": "local", "num_cpus": num_cpus, **options})
+        import ray
+
+        stack.callback(ray.shutdown)
+        yield
+
+
+@contextlib.contextmanager
+def private_ray_folder() -> Iterator[str]:
+    """A new folder for a Ray; when the block is left, its processes are ended and the folder is removed."""
+    folder = tempfile.mkdtemp(prefix="dgl-ray-")
+    if len(folder) > _MAX_FOLDER_LENGTH:
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="dgl-ray-", dir="/tmp")
+    try:
+        yield folder
+    finally:
+        end_processes_of(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ray_environment() -> dict[str, str]:
+    """No usage statistics, and an access token, unless the user chose how Ray authenticates.
+
+    Without a token any user of the machine could run code here as us. Left to itself, Ray keeps one in the home
+    folder, where it changes how later clusters start.
+    """
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    if "ray" not in sys.modules and not os.environ.keys() & _TOKEN_VARIABLES:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return environment
+
+
+def end_processes_of(folder: str) -> None:
+    """Kill the processes with this folder, which is ours alone, in their command line: Ray's live in sessions of their own."""
+    for process in psutil.process_iter(["cmdline"]):
+        if process.pid != os.getpid() and any(folder in word for word in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _init_ray(attempts: int, folder: str | None, options: dict[str, object]) -> None:
+    """Connect or start; on a busy machine a start may take more than the 30 seconds that Ray gives itself."""
+    import ray
+
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # Ray raises bare exceptions here
+            ray.shutdown()
+            if folder is None or attempt == attempts:
+                raise DglError(f"cannot start or reach Ray: {error}") from error
+            end_processes_of(folder)
+            sys.stderr.write("Ray did not start in time; trying again\n")
+        else:
+            return
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for many minutes before it says that nobody answers."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS for a private one") from error
