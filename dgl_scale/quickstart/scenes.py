@@ -50,7 +50,7 @@ VERTICAL_TEMPLATES = (
 """Wordings of stills where `a` is left of, or above, `b`. The explicit ones are what makes order
 learnable: they tie a place to the thing beside the word, as a colour is tied to a shape. Once images
 tell places, "a left of b" and "first a then b" have something to agree with. With "left of", "right
-of", "before" and "after" alone, exchanged places stayed at chance for 1,600 steps."""
+of", "before" and "after" alone, exchanged places stayed at chance for 1,350 steps."""
 UNORDERED_TEMPLATE = "{a} and {b}"
 
 FRAMES_PER_SECOND = 12
