@@ -18,7 +18,7 @@ from dgl_scale.evaluation.retrieval import DIRECTIONS
 from dgl_scale.evaluation.run_report import build_coverage, evaluation_folders, examples_rule, query_examples, run_curves
 
 _BOOTSTRAP_SAMPLES = 10_000
-_TABLE_WIDTH = 120
+_LOG_WIDTH = 132
 _MODELS = {
     "frozen-clip": "Frozen CLIP",
     "temporal-head": "Frozen CLIP + temporal head",
@@ -61,7 +61,7 @@ def print_comparison(rows: list[ComparisonRow]) -> None:
     first = rows[0].results
     table = Table(title=f"{first['queries']} captions of {first['videos']} held-out clips; 95% intervals", title_justify="left")
     for column in ("model", "trained", "t2v R@1", "v2t R@1", "t2v R@5", "order (50 = chance)"):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:
         results = row.results
         cells = [f"{results[d]['R@1']:.1f}\n{_gain(row, d)}" for d in DIRECTIONS]
@@ -70,8 +70,8 @@ def print_comparison(rows: list[ComparisonRow]) -> None:
         trained = f"{results['trained_parameters']:,}\n{100 * results['trained_share']:.2f}%"
         table.add_row(row.name, trained, *cells, f"{results['text_to_video']['R@5']:.1f}", order)
     console = Console(highlight=False)
-    # A log has no width of its own; narrower lines would cut the names.
-    console.width = max(console.width, _TABLE_WIDTH)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
     console.print(table)
 
 
