@@ -38,6 +38,7 @@ def local_ray(num_cpus: int, log: Path) -> Iterator[LocalRay]:
     with private_ray_folder() as folder, open(log, "a", encoding="utf-8") as stream:
         command = [str(programs / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}", f"--temp-dir={folder}"]
         command += ["--node-ip-address=127.0.0.1", f"--port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+        command += [f"--ray-client-server-port={free_port()}"]
         command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
         command += ["--disable-usage-stats", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
         process = subprocess.Popen(

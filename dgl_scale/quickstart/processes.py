@@ -17,7 +17,7 @@ import psutil
 from dgl_scale.errors import DglError
 
 _GRACE_S = 45.0
-_PORTS = (12_000, 32_000)
+_PORTS = (20_000, 32_000)
 
 
 def show_command(command: Sequence[str]) -> str:
@@ -86,8 +86,8 @@ def end_process_tree(pid: int, grace_s: float) -> None:
 def free_port() -> int:
     """A TCP port of the loopback interface that nothing listens on.
 
-    From below the range that systems give to outgoing connections, or another program could get the same
-    number before the server that this one is for has started.
+    From between Ray's range for its workers and the range that systems give to outgoing connections, or another
+    program could get the same number before the server that this one is for has started.
     """
     candidates = random.SystemRandom().sample(range(*_PORTS), k=100)
     for port in candidates:
