@@ -12,10 +12,8 @@ install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
 
-# torch first: deepspeed's build imports it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) torch numpy setuptools wheel packaging
 	$(PIP_INSTALL) --editable .
 	touch $@
 
