@@ -11,7 +11,8 @@ _POLL_S = 2.0
 class StopRequest:
     """Notes SIGTERM, SIGUSR1, SIGINT and a vanished launcher; the loop asks at each step.
 
-    The handlers only set a flag: the step in progress ends, all ranks agree, a checkpoint is written.
+    The handlers only set a flag: the step in progress ends, all ranks agree, a checkpoint is written. A second
+    Ctrl-C interrupts at once.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason == signal.SIGINT.name:
+            # Ctrl-C twice: do not wait for the step.
+            raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
 
     def _watch_launcher(self, launcher: int) -> None:
