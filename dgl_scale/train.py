@@ -1,4 +1,4 @@
-"""Train DGL prompts: `deepspeed dgl_scale/train.py --config configs/msrvtt_vit_l14.yaml [key.path=value …]`.
+"""Train DGL prompts: `deepspeed dgl_scale/train.py --config configs/quickstart.yaml [key.path=value …]`.
 
 Also runs under `python` (one process), `torchrun` and `srun`, with the same arguments.
 """
@@ -62,6 +62,10 @@ def build_validation(model: "DGL", index: "SplitIndex", tokenizer: "Tokenizer", 
     bounds = [index.num_videos * i // distributed.world_size() for i in range(distributed.world_size() + 1)]
 
     def validate() -> dict[str, float]:
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            # Under ZeRO-3 every forward is a collective, so all ranks must run the same batches: each encodes all.
+            features = join_features([encode_split(model, index, tokenizer, start=0, stop=index.num_videos, config=config, device=device)])
+            return flat_metrics(rank_features(features, config.evaluation))
         start, stop = bounds[distributed.rank()], bounds[distributed.rank() + 1]
         part = encode_split(model, index, tokenizer, start=start, stop=stop, config=config, device=device)
         features = join_features(distributed.gather_objects(part))

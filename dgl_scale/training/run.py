@@ -133,8 +133,10 @@ def _lock_folder(run_folder: Path) -> int:
 def _announce(trainer: Trainer, model: DGL, micro: int, accumulation: int) -> None:
     if not distributed.is_main():
         return
-    trained = sum(p.numel() for _, p in model.trainable_parameters())
-    frozen = sum(p.numel() for p in model.parameters()) - trained
+    # ZeRO-3 leaves parameters empty between uses.
+    sizes_by_name = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters()}
+    trained = sum(sizes_by_name[name] for name, _ in model.trainable_parameters())
+    frozen = sum(sizes_by_name.values()) - trained
     sizes = f"{distributed.world_size()} ranks, micro-batch {micro}, {accumulation} accumulation steps, {trainer.total_steps} steps"
     parameters = f"{trained:,} trained and {frozen:,} frozen parameters ({100 * trained / (trained + frozen):.2f}%)"
     model_name = f"DGL {trainer.config.model.latent_space} over {trainer.config.model.clip}"

@@ -149,6 +149,22 @@ def test_sigterm_writes_a_checkpoint_and_another_world_size_continues(
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-4)
 
 
+def test_zero_3_does_the_same_and_resumes(small_world: Path, engine_environment: dict[str, str], undisturbed: Path, tmp_path: Path) -> None:
+    for steps in (4, STEPS):
+        # A run of 4 steps would decay its rate sooner, so it is stopped instead.
+        more = ["training.deepspeed=configs/deepspeed/zero3.json"]
+        with started(deepspeed(small_world, tmp_path, *more), engine_environment) as process:
+            if steps < STEPS:
+                wait_for(checkpoint(tmp_path, steps), process)
+                os.killpg(process.pid, signal.SIGTERM)
+            output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "resumed quickstart at step" in output
+    assert "276,992 trained and 1,805,312 frozen parameters" in output
+    found, expected = losses(tmp_path), losses(undisturbed)
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-4)
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     small_world: Path, engine_environment: dict[str, str], undisturbed: Path, tmp_path: Path
 ) -> None:
