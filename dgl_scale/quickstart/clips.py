@@ -192,7 +192,12 @@ def _draw(folder: Path, clips: list[Clip], workers: int) -> Iterator[tuple[str, 
         initializer=_follow_parent,
     )
     try:
-        pending: set[Future[list[tuple[str, str]]]] = {pool.submit(partial(_draw_task, folder, task)) for task in tasks}
+        # Workers start with the first tasks and inherit the mask: a Ctrl-C while they import would print a traceback.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        try:
+            pending: set[Future[list[tuple[str, str]]]] = {pool.submit(partial(_draw_task, folder, task)) for task in tasks}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         while pending:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:

