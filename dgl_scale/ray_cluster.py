@@ -16,6 +16,7 @@ from dgl_scale.errors import ConfigError, DglError
 
 _START_ATTEMPTS = 3
 _CONNECT_TIMEOUT_S = 15.0
+_KILL_S = 5.0
 _OBJECT_STORE_BYTES = 256 << 20
 # Unix sockets have at most 107 bytes; Ray puts about 60 below its folder.
 _MAX_FOLDER_LENGTH = 40
@@ -83,10 +84,12 @@ def ray_environment() -> dict[str, str]:
 
 def end_processes_of(folder: str) -> None:
     """Kill the processes with this folder, which is ours alone, in their command line: Ray's live in sessions of their own."""
-    for process in psutil.process_iter(["cmdline"]):
-        if process.pid != os.getpid() and any(folder in word for word in process.info["cmdline"] or ()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+    ours = [process for process in psutil.process_iter(["cmdline"]) if any(folder in word for word in process.info["cmdline"] or ())]
+    ours = [process for process in ours if process.pid != os.getpid()]
+    for process in ours:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(ours, timeout=_KILL_S)
 
 
 def _init_ray(attempts: int, folder: str | None, options: dict[str, object]) -> None:

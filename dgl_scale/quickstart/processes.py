@@ -17,6 +17,7 @@ import psutil
 from dgl_scale.errors import DglError
 
 _GRACE_S = 45.0
+_KILL_S = 5.0
 _PORTS = (20_000, 32_000)
 
 
@@ -78,9 +79,11 @@ def end_process_tree(pid: int, grace_s: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(members, timeout=grace_s)
-    for member in {*alive, *_members(pid)}:
+    stubborn = list({*alive, *_members(pid)})
+    for member in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
+    psutil.wait_procs(stubborn, timeout=_KILL_S)
 
 
 def free_port() -> int:
