@@ -16,6 +16,7 @@ _COMMANDS = {
     "report": ("dgl_scale.evaluation.report_command", "write a run's HTML report"),
     "metrics": ("dgl_scale.evaluation.metrics_command", "retrieval metrics of a similarity matrix"),
     "prompts": ("dgl_scale.prompts", "say what a prompts file holds"),
+    "bench": ("dgl_scale.bench.command", "measure a claim of speed beside its rival or its limit"),
 }
 # These run as processes of their own: the shard tools load no torch, and dgl_scale does not depend on them.
 _SHARD_TOOLS = {"build": "shard_tools.build", "verify": "shard_tools.verify"}

@@ -1,0 +1,35 @@
+"""`dgl-scale bench NAME`: measures a claim of speed beside its rival or its limit, in the same run."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from dgl_scale.errors import ExitCode
+
+# Claim to (module with `main(argv) -> int`, what it measures).
+_BENCHMARKS = {
+    "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
+}
+# A process of its own, as all shard tools: dgl_scale does not depend on them.
+_SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in {"-h", "--help"}:
+        sys.stdout.write(_usage())
+        return ExitCode.DONE if words else ExitCode.USAGE
+    if words[0] in _SHARD_BENCHMARKS:
+        os.execv(sys.executable, [sys.executable, "-m", _SHARD_BENCHMARKS[words[0]][0], *words[1:]])  # noqa: S606
+    if words[0] not in _BENCHMARKS:
+        sys.stderr.write(f"error: unknown benchmark {words[0]}; known: {', '.join(sorted(_BENCHMARKS | _SHARD_BENCHMARKS))}\n")
+        return ExitCode.USAGE
+    return int(importlib.import_module(_BENCHMARKS[words[0]][0]).main(words[1:]))
+
+
+def _usage() -> str:
+    rows = sorted((_BENCHMARKS | _SHARD_BENCHMARKS).items())
+    lines = "\n".join(f"  {name:<11} {text}" for name, (_, text) in rows)
+    return f"usage: dgl-scale bench NAME …\n\n{lines}\n\n`dgl-scale bench NAME --help` explains one.\n"
