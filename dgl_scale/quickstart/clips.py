@@ -37,8 +37,9 @@ ANNOTATIONS_NAME = "annotations.jsonl"
 WORLD_NAME = "world.json"
 VIDEOS_NAME = "videos"
 
-X264_OPTIONS = {"preset": "veryfast", "crf": "20", "threads": "1"}
-"""One thread: with several, x264's output depends on how they race."""
+X264_OPTIONS = {"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "cpu-independent=1"}
+"""One thread: with several, x264's output depends on how they race. And the same algorithms on every CPU: with AVX-512
+x264 (core 165) reads memory that nobody wrote, and the same frames give now these bytes, now those."""
 CLIPS_PER_TASK = 8
 
 Progress = Callable[[int, int], None]
