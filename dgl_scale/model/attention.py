@@ -5,6 +5,8 @@ and both attentions read the same numbers. Prompts enter as keys and values only
 The order of keys is free, since attention sums over them. Shape letters: `dgl_scale.batch`.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,42 +23,46 @@ def attend(query: Tensor, key_value: Tensor, num_heads: int, bias: Tensor | None
     return mixed.transpose(1, 2).flatten(2)  # [R, Q, D]
 
 
-def attend_in_frames(query: Tensor, frames: Tensor, local_prompts: Tensor | None, global_tokens: Tensor | None, num_heads: int) -> Tensor:
-    """Each frame's tokens attend to their own frame, its local prompts and the video's global tokens.
+def join_keys_values(frames: Tensor, local_prompts: Tensor | None, global_tokens: Tensor | None) -> Tensor:
+    """Keys and values that the tokens of each frame see: its own, its local prompts', the video's global tokens'.
+
+    One copy, which serves both attentions and is what the backward pass keeps of the keys and values.
 
     Args:
-        query: `[B, T, Q, D]`.
-        frames: keys and values of the frames' own tokens, `[B, T, S, 2 * D]`.
-        local_prompts: keys and values `[T or 1, N, 2 * D]`, the same for every video.
-        global_tokens: keys and values `[B, G, 2 * D]`.
-        num_heads: heads of the layer.
+        frames: of the frames' own tokens, `[B, T, S, 2 * D]`.
+        local_prompts: `[T or 1, N, 2 * D]`, the same for every video.
+        global_tokens: `[B, G, 2 * D]`.
 
     Returns:
-        `[B, T, Q, D]`.
+        `[B, T, S + N + G, 2 * D]`, in this order.
     """
-    batch, num_frames = query.shape[:2]
+    batch, num_frames = frames.shape[:2]
     parts = [frames]
     if local_prompts is not None:
         parts.append(local_prompts.expand(batch, num_frames, -1, -1))
     if global_tokens is not None:
         parts.append(global_tokens.unsqueeze(1).expand(-1, num_frames, -1, -1))
-    key_value = torch.cat(parts, dim=2) if len(parts) > 1 else frames  # [B, T, S+N+G, 2*D]
+    return torch.cat(parts, dim=2) if len(parts) > 1 else frames
+
+
+def attend_in_frames(query: Tensor, key_value: Tensor, num_heads: int) -> Tensor:
+    """Each frame's tokens `[B, T, Q, D]` attend to the keys and values of their frame, of `join_keys_values`: `[B, T, Q, D]`."""
     mixed = attend(query.flatten(0, 1), key_value.flatten(0, 1), num_heads)  # [B*T, Q, D], video-major
-    return torch.unflatten(mixed, 0, (batch, num_frames))
+    return torch.unflatten(mixed, 0, query.shape[:2])
 
 
-def attend_over_video(query: Tensor, frames: Tensor, local_prompts: Tensor | None, global_tokens: Tensor, num_heads: int) -> Tensor:
-    """Global tokens attend to each other and to every token and local prompt of every frame.
+def attend_over_video(query: Tensor, key_value: Tensor, num_globals: int, num_heads: int) -> Tensor:
+    """Global tokens `[B, Q, D]` attend to each other and to every token and local prompt of every frame: `[B, Q, D]`.
 
     Args:
         query: `[B, Q, D]`.
-        frames, local_prompts, global_tokens, num_heads: as in `attend_in_frames`.
-
-    Returns:
-        `[B, Q, D]`.
+        key_value: of `join_keys_values`; its last `num_globals` rows are in every frame.
+        num_globals: G.
+        num_heads: heads of the layer.
     """
-    batch, num_frames = frames.shape[:2]
-    parts = [frames.flatten(1, 2), global_tokens]
-    if local_prompts is not None:
-        parts.append(local_prompts.expand(num_frames, -1, -1).flatten(0, 1).expand(batch, -1, -1))
-    return attend(query, torch.cat(parts, dim=1), num_heads)  # keys [B, T*S+G+T*N, 2*D]
+    num_frames, num_keys = key_value.shape[1:3]
+    # Each global token stands T times among the keys. With log T taken off its scores its T equal shares
+    # exp(s - log T) sum to exp(s): exact, and no second copy of all keys and values is made and kept.
+    share = query.new_zeros(num_frames, num_keys)
+    share[:, num_keys - num_globals :] = -math.log(num_frames)
+    return attend(query, key_value.flatten(1, 2), num_heads, share.view(1, 1, 1, -1))

@@ -7,7 +7,7 @@ tokens that the feature reads.
 import torch
 from torch import Tensor, nn
 
-from dgl_scale.model.attention import attend_in_frames, attend_over_video
+from dgl_scale.model.attention import attend_in_frames, attend_over_video, join_keys_values
 from dgl_scale.model.clip_layers import ClipLayer, FrameEmbedding, run_layer
 from dgl_scale.model.clip_shape import ClipShape
 
@@ -68,9 +68,9 @@ class VideoTower(nn.Module):
 def _full_layer(layer: ClipLayer, frames: Tensor, global_tokens: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
     """All frame tokens `[B, T, S, D]` and global tokens `[B, G, D]` after the layer."""
     normed_frames, normed_globals = layer.ln_1(frames), layer.ln_1(global_tokens)
-    keys_values = layer.key_value(normed_frames), _prompts(layer, prompts), layer.key_value(normed_globals)
-    mixed_frames = attend_in_frames(layer.query(normed_frames), *keys_values, layer.num_heads)
-    mixed_globals = attend_over_video(layer.query(normed_globals), *keys_values, layer.num_heads)
+    keys_values = _keys_values(layer, normed_frames, prompts, normed_globals)
+    mixed_frames = attend_in_frames(layer.query(normed_frames), keys_values, layer.num_heads)
+    mixed_globals = attend_over_video(layer.query(normed_globals), keys_values, global_tokens.shape[1], layer.num_heads)
     return layer.finish(frames, mixed_frames), layer.finish(global_tokens, mixed_globals)
 
 
@@ -79,15 +79,15 @@ def _last_layer(
 ) -> Tensor:
     """Only the tokens that the feature reads, `[B, R, D]`: global ones, then a class token of each frame."""
     normed_frames, normed_globals = layer.ln_1(frames), layer.ln_1(global_tokens)
-    keys_values = layer.key_value(normed_frames), _prompts(layer, prompts), layer.key_value(normed_globals)
+    keys_values = _keys_values(layer, normed_frames, prompts, normed_globals)
     read = []
     if num_global_read:
         query = layer.query(normed_globals[:, :num_global_read])
-        mixed = attend_over_video(query, *keys_values, layer.num_heads)
+        mixed = attend_over_video(query, keys_values, global_tokens.shape[1], layer.num_heads)
         read.append(layer.finish(global_tokens[:, :num_global_read], mixed))
     if reads_frames:
         query = layer.query(normed_frames[:, :, :CLASS_TOKEN])
-        mixed = attend_in_frames(query, *keys_values, layer.num_heads)
+        mixed = attend_in_frames(query, keys_values, layer.num_heads)
         read.append(layer.finish(frames[:, :, :CLASS_TOKEN], mixed).squeeze(2))
     return torch.cat(read, dim=1)
 
@@ -95,9 +95,11 @@ def _last_layer(
 def _plain_layer(layer: ClipLayer, frames: Tensor, num_read: int) -> Tensor:
     normed = layer.ln_1(frames)
     query = layer.query(normed[:, :, :num_read])
-    mixed = attend_in_frames(query, layer.key_value(normed), None, None, layer.num_heads)
+    mixed = attend_in_frames(query, layer.key_value(normed), layer.num_heads)
     return layer.finish(frames[:, :, :num_read], mixed)
 
 
-def _prompts(layer: ClipLayer, prompts: Tensor | None) -> Tensor | None:
-    return None if prompts is None else layer.prompt_keys_values(prompts)
+def _keys_values(layer: ClipLayer, frames: Tensor, prompts: Tensor | None, global_tokens: Tensor) -> Tensor:
+    """Keys and values `[B, T, S + N + G, 2 * D]` of normed tokens and raw prompts."""
+    local_prompts = None if prompts is None else layer.prompt_keys_values(prompts)
+    return join_keys_values(layer.key_value(frames), local_prompts, layer.key_value(global_tokens))
