@@ -100,6 +100,8 @@ class TrainingConfig(Section):
     """DeepSpeed config file; its ZeRO stage and communication settings are used."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for one more forward."""
+    compile: bool = False
+    """Run the towers' layers through torch.compile: faster on a GPU after a minute of compiling. ZeRO stages 0 to 2."""
     log_every_steps: PositiveInt = 10
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 3

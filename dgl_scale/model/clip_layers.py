@@ -5,6 +5,8 @@ its use. Queries are projected apart from keys and values because prompts need t
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from dgl_scale.model.clip_shape import ClipShape, TowerShape
 
 R = TypeVar("R")
+_MOST_COMPILATIONS = 128
 
 
 class ClipLayer(nn.Module):
@@ -84,9 +87,32 @@ class TextEmbedding(nn.Module):
         return embedded
 
 
-def run_layer(function: Callable[..., R], *arguments: object, recompute: bool) -> R:
-    """`function(*arguments)`; with `recompute`, its activations are dropped and computed again in the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        result: R = checkpoint(function, *arguments, use_reentrant=False)
-        return result
-    return function(*arguments)
+@dataclass(frozen=True)
+class LayerExecution:
+    """How the layers of a tower run; none of it changes results beyond rounding.
+
+    Attributes:
+        recompute: drop a layer's activations and compute them again in the backward pass.
+        compiled: run layers through `torch.compile`, whole or not at all (no graph breaks).
+    """
+
+    recompute: bool = False
+    compiled: bool = False
+
+    def run(self, function: Callable[..., R], *arguments: object) -> R:
+        """`function(*arguments)`, a function of a layer and tensors."""
+        if self.compiled:
+            function = _compiled(function)
+        if self.recompute and torch.is_grad_enabled():
+            result: R = checkpoint(function, *arguments, use_reentrant=False)
+            return result
+        return function(*arguments)
+
+
+@cache
+def _compiled(function: Callable[..., R]) -> Callable[..., R]:
+    # All layers of a tower have one shape, so one compilation serves them. Static shapes are faster, and few: a first
+    # layer without gradients and the others, training and not, with prompts and without, some caption lengths.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_COMPILATIONS)
+    compiled: Callable[..., R] = torch.compile(function, fullgraph=True, dynamic=False)
+    return compiled

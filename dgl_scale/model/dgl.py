@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dgl_scale.config import ModelConfig
 from dgl_scale.errors import CheckpointError, DataError
 from dgl_scale.model.backbone import Backbone, load_backbone
+from dgl_scale.model.clip_layers import LayerExecution
 from dgl_scale.model.clip_shape import ClipShape
 from dgl_scale.model.clip_weights import check_state, state_digest, tower_states
 from dgl_scale.model.prompts import Prompts
@@ -18,6 +19,11 @@ from dgl_scale.model.video_tower import VideoTower
 
 _INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # CLIP, section 2.5; of a model without weights
 _LARGEST_NORMALISED_PIXEL = 20.0  # CLIP's own normalisation stays within 3
+
+# Without gradients more is encoded in parts, so that memory does not grow with the number of videos. A part still
+# fills a GPU: 768 frames of ViT-L/14 are 197,376 tokens.
+_FRAMES_AT_ONCE = 768
+_CAPTIONS_AT_ONCE = 4096
 
 
 class DGL(nn.Module):
@@ -114,10 +120,15 @@ class DGL(nn.Module):
         """Names and parameters of the prompts; nothing else is ever trained."""
         return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute each layer in the backward pass: less memory for one more forward, equal gradients."""
-        self.video.activation_checkpointing = enabled
-        self.text.activation_checkpointing = enabled
+    def set_execution(self, *, activation_checkpointing: bool = False, compile: bool = False) -> None:
+        """How layers run: less memory for time, or a compilation for speed; neither changes results beyond rounding.
+
+        Args:
+            activation_checkpointing: recompute each layer in the backward pass: one more forward, equal gradients.
+            compile: run layers through `torch.compile`. The first steps take a minute or so; a new shape of frames
+                or another bucket of caption lengths compiles again. Not under ZeRO-3, which fetches weights by hooks.
+        """
+        self.video.execution = self.text.execution = LayerExecution(activation_checkpointing, compile)
 
     def prompts_state(self) -> dict[str, Tensor]:
         """The prompts by name, sharing storage with the model; empty for a frozen CLIP."""
@@ -150,6 +161,12 @@ class DGL(nn.Module):
         return global_prompts, local_prompts, prefix
 
     def _encode_video(self, frames: Tensor, prompts: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+        videos_at_once = max(1, _FRAMES_AT_ONCE // frames.shape[1])
+        if torch.is_grad_enabled() or len(frames) <= videos_at_once:
+            return self._encode_videos(frames, prompts)
+        return torch.cat([self._encode_videos(part, prompts) for part in frames.split(videos_at_once)])
+
+    def _encode_videos(self, frames: Tensor, prompts: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         if prompts is None:
             return _normalise(_normalise(self.video.frame_features(frames)).mean(dim=1))
         num_globals = len(prompts[0])
@@ -163,7 +180,10 @@ class DGL(nn.Module):
         return _normalise(self.video(frames, *prompts[:2], num_read, reads_frames))
 
     def _encode_text(self, tokens: Tensor, prompts: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
-        return _normalise(self.text(tokens, None if prompts is None else prompts[2]))
+        prefix = None if prompts is None else prompts[2]
+        if torch.is_grad_enabled() or len(tokens) <= _CAPTIONS_AT_ONCE:
+            return _normalise(self.text(tokens, prefix))
+        return torch.cat([_normalise(self.text(part, prefix)) for part in tokens.split(_CAPTIONS_AT_ONCE)])
 
     def _check_frames(self, frames: Tensor, any_count: bool = False) -> None:
         size = self.image_size

@@ -40,7 +40,7 @@ class StepEstimate:
         frozen_bytes: CLIP's weights in the compute type.
         trained_bytes: prompts, their gradients and AdamW's two moments, float32, on one rank (ZeRO divides them).
         saved_bytes: activations kept from the forward to the backward pass.
-        transient_bytes: the most that a layer's backward pass needs beside them.
+        transient_bytes: how much the highest moment of the backward pass is above them.
         saved_values_per_token_and_layer: of the video tower, in units of its width D.
     """
 
@@ -221,18 +221,33 @@ def _prompts_work(config: ModelConfig, shape: ClipShape) -> _Work:
 
 
 def _activation_values(config: ModelConfig, shape: ClipShape, size: StepSize, recompute: bool) -> tuple[int, int, float]:
-    """Values saved for the backward pass, the largest transient, and saved ones per video token and layer over D."""
-    video = _video_saved(config, shape, size)
-    text = _text_saved(config, shape, size)
+    """Values saved for the backward pass, what the peak adds to them, and saved ones per video token and layer over D."""
+    video, text = _video_saved(config, shape, size), _text_saved(config, shape, size)
     tokens = size.num_videos * (size.num_frames * (shape.num_patches + 1) + config.num_global_prompts)
     words = size.num_captions * (size.caption_length - 1)
     per_token = video[len(video) // 2] / (tokens * shape.vision.width)
-    # The MLP's backward pass holds the gradients of its hidden layer before and after the activation, and of its input.
-    transients = [2 * tokens * (shape.vision.mlp_width + shape.vision.width), 2 * words * (shape.text.mlp_width + shape.text.width)]
-    if not recompute:
-        return int(sum(video) + sum(text)), int(max(transients)), per_token
-    kept = shape.vision.num_layers * tokens * shape.vision.width + shape.text.num_layers * words * shape.text.width
-    return int(kept), int(max(max(video) + transients[0], max(text) + transients[1])), per_token
+    # The MLP's backward pass makes the gradients of its hidden layer, after the activation and before it.
+    video_transient, text_transient = 2 * tokens * shape.vision.mlp_width, 2 * words * shape.text.mlp_width
+    if recompute:
+        inputs = shape.vision.num_layers * tokens * shape.vision.width + shape.text.num_layers * words * shape.text.width
+        largest = max(max(video) + video_transient, max(text) + text_transient)
+        return int(inputs + _prompts_saved(config, shape)), int(largest), per_token
+    saved = sum(video) + sum(text) + _prompts_saved(config, shape)
+    # The text tower, which ran last, is first in the backward pass; what is behind it is free again.
+    peaks = (text_transient - text[-1], video_transient - video[-1] - sum(text), 0)
+    return int(saved), int(max(peaks)), per_token
+
+
+def _prompts_saved(config: ModelConfig, shape: ClipShape) -> float:
+    """Values saved by the prompts' own computation, which is trained and so keeps the inputs of its linear layers too."""
+    width, text_layers = shape.vision.width, _prompted_text_layers(config, shape)
+    text_rows = text_layers * config.num_prefix_prompts
+    if config.latent_space == "linear":
+        return float(text_rows * width)
+    depth = config.prompt_depth or shape.vision.num_layers
+    num_tokens = config.num_prefix_prompts + config.num_postfix_prompts + config.num_local_prompts * config.num_frames
+    # Norms 3, query, key and value 3, attention 2, and four times 3 in the MLP: before, in and after its activation.
+    return float(depth * num_tokens * 20 * width + text_rows * 7 * width)
 
 
 def _video_saved(config: ModelConfig, shape: ClipShape, size: StepSize) -> list[float]:

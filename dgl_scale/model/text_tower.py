@@ -6,11 +6,15 @@ token sees nothing but itself, so it is the same for all captions and computed o
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgl_scale.model.attention import attend
-from dgl_scale.model.clip_layers import ClipLayer, TextEmbedding, run_layer
+from dgl_scale.model.clip_layers import ClipLayer, LayerExecution, TextEmbedding
 from dgl_scale.model.clip_shape import ClipShape
+
+COMPILED_LENGTH_BUCKET = 8
+"""Compiled for caption lengths of 8, 16, 24 …: each length of its own would compile the layers again."""
 
 
 class TextTower(nn.Module):
@@ -22,7 +26,8 @@ class TextTower(nn.Module):
         self.layers = nn.ModuleList(ClipLayer(shape.text) for _ in range(shape.text.num_layers))
         self.ln_final = nn.LayerNorm(shape.text.width, eps=shape.text.norm_eps)
         self.projection = nn.Linear(shape.text.width, shape.embed_dim, bias=False)
-        self.activation_checkpointing = False
+        self.context_length = shape.context_length
+        self.execution = LayerExecution()
 
     def forward(self, tokens: Tensor, prefix: Tensor | None) -> Tensor:
         """Raw text features `[C, E]`.
@@ -33,21 +38,30 @@ class TextTower(nn.Module):
             prefix: prompts `[J, N, D]` of text layers 0 to J - 1; later layers have none.
         """
         ends = tokens.argmax(dim=1)
-        tokens = tokens[:, : int(ends.max()) + 1]
+        tokens = self._cut(tokens, int(ends.max()) + 1)
         device = self.projection.weight.device
         embedded = self.embedding(tokens.to(device))
         start, words = embedded[:1, :1], embedded[:, 1:]  # [1, 1, D], [C, L-1, D]
         last_word = (ends - 1).to(device)
         causal = _causal_bias(words)
-        recompute = self.activation_checkpointing
+        run = self.execution.run
         for index, layer in enumerate(self.layers):
             prompts = prefix[index] if prefix is not None and index < len(prefix) else None
             if index < len(self.layers) - 1:
-                start, words = run_layer(_full_layer, layer, start, words, prompts, causal, recompute=recompute)
+                start, words = run(_full_layer, layer, start, words, prompts, causal)
             else:
-                read = run_layer(_last_layer, layer, start, words, prompts, last_word, recompute=recompute)
+                read = run(_last_layer, layer, start, words, prompts, last_word)
         features: Tensor = self.projection(self.ln_final(read))
         return features
+
+    def _cut(self, tokens: Tensor, longest: int) -> Tensor:
+        """Without positions beyond the longest caption; compiled layers see few lengths, the multiples of a bucket."""
+        if self.execution.compiled:
+            longest = min(-(-longest // COMPILED_LENGTH_BUCKET) * COMPILED_LENGTH_BUCKET, self.context_length)
+            missing = longest - tokens.shape[1]
+            if missing > 0:
+                return F.pad(tokens, (0, missing))
+        return tokens[:, :longest]
 
 
 def _full_layer(layer: ClipLayer, start: Tensor, words: Tensor, prompts: Tensor | None, causal: Tensor) -> tuple[Tensor, Tensor]:

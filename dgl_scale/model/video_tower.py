@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgl_scale.model.attention import attend_in_frames, attend_over_video, join_keys_values
-from dgl_scale.model.clip_layers import ClipLayer, FrameEmbedding, run_layer
+from dgl_scale.model.clip_layers import ClipLayer, FrameEmbedding, LayerExecution
 from dgl_scale.model.clip_shape import ClipShape
 
 CLASS_TOKEN = 1
@@ -24,7 +24,7 @@ class VideoTower(nn.Module):
         self.layers = nn.ModuleList(ClipLayer(shape.vision) for _ in range(shape.vision.num_layers))
         self.ln_post = nn.LayerNorm(shape.vision.width, eps=shape.vision.norm_eps)
         self.projection = nn.Linear(shape.vision.width, shape.embed_dim, bias=False)
-        self.activation_checkpointing = False
+        self.execution = LayerExecution()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,16 +41,15 @@ class VideoTower(nn.Module):
             num_global_read: how many global tokens the feature reads, the first ones.
             reads_frames: whether the feature reads the frames' class tokens.
         """
-        recompute = self.activation_checkpointing
+        run = self.execution.run
         frame_tokens = self.embedding(frames.to(self.dtype))
         global_tokens = global_prompts.expand(frames.shape[0], -1, -1)
         for index, layer in enumerate(self.layers):
             prompts = local_prompts[index] if index < len(local_prompts) and local_prompts.shape[2] else None
             if index < len(self.layers) - 1:
-                frame_tokens, global_tokens = run_layer(_full_layer, layer, frame_tokens, global_tokens, prompts, recompute=recompute)
+                frame_tokens, global_tokens = run(_full_layer, layer, frame_tokens, global_tokens, prompts)
             else:
-                reads = num_global_read, reads_frames
-                read = run_layer(_last_layer, layer, frame_tokens, global_tokens, prompts, *reads, recompute=recompute)
+                read = run(_last_layer, layer, frame_tokens, global_tokens, prompts, num_global_read, reads_frames)
         # The projection is linear: the mean of projected tokens is the projection of their mean.
         features: Tensor = self.projection(self.ln_post(read).mean(dim=1))
         return features
@@ -60,7 +59,7 @@ class VideoTower(nn.Module):
         tokens = self.embedding(frames.to(self.dtype))
         for index, layer in enumerate(self.layers):
             num_read = tokens.shape[2] if index < len(self.layers) - 1 else CLASS_TOKEN
-            tokens = run_layer(_plain_layer, layer, tokens, num_read, recompute=self.activation_checkpointing)
+            tokens = self.execution.run(_plain_layer, layer, tokens, num_read)
         features: Tensor = self.projection(self.ln_post(tokens.squeeze(2)))
         return features
 

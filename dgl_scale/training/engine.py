@@ -274,6 +274,8 @@ def _deepspeed_config(training: TrainingConfig, optim: OptimConfig, micro_batch_
         raise ConfigError(f"DeepSpeed config {path} is not readable JSON: {error}") from error
     if reserved := [key for key in _RESERVED if key in config]:
         raise ConfigError(f"DeepSpeed config {path} sets {reserved[0]}, which the run's own config decides; remove it there")
+    if training.compile and config.get("zero_optimization", {}).get("stage", 0) == 3:
+        raise ConfigError(f"training.compile needs a ZeRO stage of 0 to 2, and {path} is of stage 3, which fetches weights by hooks")
     config |= {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,

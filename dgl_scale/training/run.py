@@ -48,7 +48,7 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     lock = _lock_folder(run_folder) if distributed.is_main() else None
     try:
         model = build_model(config.model, seed=config.seed, dtype=_DTYPES[config.training.precision], device=device)
-        model.set_activation_checkpointing(config.training.activation_checkpointing)
+        model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
         trainer = _build_trainer(config, model, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
         _announce(trainer, model, micro_batch_size, accumulation_steps)
         start_step = resume(trainer)

@@ -187,7 +187,7 @@ def test_activation_checkpointing_changes_no_gradient(tmp_path: Path, latent_spa
     gradients = []
     for enabled in (False, True):
         model = build(tmp_path, clip_config(), latent_space=latent_space)
-        model.set_activation_checkpointing(enabled)
+        model.set_execution(activation_checkpointing=enabled)
         video, text = model(random_frames(2, 3, 0), random_tokens(2, 0))
         contrastive(model.similarity(text, video)).backward()
         gradients.append([parameter.grad for _, parameter in model.trainable_parameters() if parameter.grad is not None])
