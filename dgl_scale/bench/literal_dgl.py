@@ -55,7 +55,9 @@ class LiteralDGL(nn.Module):
     def __init__(self, config: ModelConfig, shape: ClipShape, state: Mapping[str, Tensor], prompts: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.config, self.shape = config, shape
-        self.frozen = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(state[name].clone(), False) for name in _LOOSE if name in state})
+        self.frozen = nn.ParameterDict(
+            {name.replace(".", "/"): nn.Parameter(state[name].clone(), False) for name in _LOOSE if name in state}
+        )
         self.vision = _frozen_blocks(shape.vision, state, "visual.transformer.resblocks.")
         self.text = _frozen_blocks(shape.text, state, "transformer.resblocks.")
         self.prompts = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(value.clone()) for name, value in prompts.items()})
@@ -82,16 +84,16 @@ class LiteralDGL(nn.Module):
             return latent.unsqueeze(2), torch.cat([prefix, postfix], dim=2)
         num_text = config.num_prefix_prompts + config.num_postfix_prompts
         latent = table.unsqueeze(0).expand(batch, -1, -1, -1).permute(2, 0, 1, 3).flatten(0, 1)  # [K*B, M, D]
-        mixed = self._prompt_block(latent).unflatten(0, (-1, batch))
+        mixed = torch.unflatten(self._prompt_block(latent), 0, (-1, batch))
         hidden = _quick_gelu(F.linear(mixed[:, :, :num_text], self._prompt("to_text/mlp_in/weight"), self._prompt("to_text/mlp_in/bias")))
         text = F.linear(hidden, self._prompt("to_text/mlp_out/weight"), self._prompt("to_text/mlp_out/bias"))
-        return mixed[:, :, num_text:].unflatten(2, (config.num_frames, config.num_local_prompts)), text
+        return torch.unflatten(mixed[:, :, num_text:], 2, (config.num_frames, config.num_local_prompts)), text
 
     def _prompt_block(self, x: Tensor) -> Tensor:
         width = x.shape[-1]
         normed = F.layer_norm(x, (width,), self._prompt("block/ln_1/weight"), self._prompt("block/ln_1/bias"))
         projected = F.linear(normed, self._prompt("block/query_key_value/weight"), self._prompt("block/query_key_value/bias"))
-        query, key, value = projected.unflatten(-1, (3, self.shape.vision.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = torch.unflatten(projected, -1, (3, self.shape.vision.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x + F.linear(mixed, self._prompt("block/out/weight"), self._prompt("block/out/bias"))
         normed = F.layer_norm(x, (width,), self._prompt("block/ln_2/weight"), self._prompt("block/ln_2/bias"))
@@ -102,7 +104,7 @@ class LiteralDGL(nn.Module):
         batch, num_frames = frames.shape[:2]
         dtype = self.frozen["visual/conv1/weight"].dtype
         global_tokens = self.prompts["global_prompts"].to(dtype).unsqueeze(1).expand(-1, batch, -1)  # [G, B, D]
-        own = self._embed(frames.to(dtype)).unflatten(0, (batch, num_frames)).permute(2, 1, 0, 3)  # [S, T, B, D]
+        own = torch.unflatten(self._embed(frames.to(dtype)), 0, (batch, num_frames)).permute(2, 1, 0, 3)  # [S, T, B, D]
         for layer, block in enumerate(self.vision):
             assert isinstance(block, _Block)
             local = local_prompts[layer].to(dtype).expand(-1, num_frames, -1, -1).permute(2, 1, 0, 3)  # [N, T, B, D]
@@ -111,10 +113,13 @@ class LiteralDGL(nn.Module):
             own = torch.cat([own[:1], own[1 + len(local) :]])
         outputs = torch.cat([global_tokens, own.flatten(0, 1)]).transpose(0, 1)  # [B, G+S*T, D]
         normed = self._norm("visual.ln_post", outputs, self.shape.vision)
-        return (normed @ self.frozen["visual/proj"])[:, 0]
+        features: Tensor = normed @ self.frozen["visual/proj"]
+        return features[:, 0]
 
     def _embed(self, frames: Tensor) -> Tensor:
-        patches = F.conv2d(frames.flatten(0, 1), self.frozen["visual/conv1/weight"], stride=self.shape.patch_size).flatten(2).transpose(1, 2)
+        patches = (
+            F.conv2d(frames.flatten(0, 1), self.frozen["visual/conv1/weight"], stride=self.shape.patch_size).flatten(2).transpose(1, 2)
+        )
         class_token = self.frozen["visual/class_embedding"].expand(len(patches), 1, -1)
         tokens = torch.cat([class_token, patches], dim=1) + self.frozen["visual/positional_embedding"]
         return self._norm("visual.ln_pre", tokens, self.shape.vision) if self.shape.has_ln_pre else tokens
@@ -134,7 +139,7 @@ class LiteralDGL(nn.Module):
             x = x + block.attend(normed, normed, mask)
             x = x + block.mlp(x)
             words = torch.cat([x[:1], x[1 + num_prefix : num_prefix + length]])
-        projected = self._norm("ln_final", words.transpose(0, 1), self.shape.text) @ self.frozen["text_projection"]
+        projected: Tensor = self._norm("ln_final", words.transpose(0, 1), self.shape.text) @ self.frozen["text_projection"]
         return projected[torch.arange(len(tokens), device=words.device), tokens.argmax(dim=1).to(words.device)]
 
     def _norm(self, name: str, x: Tensor, tower: TowerShape) -> Tensor:
@@ -155,11 +160,11 @@ def _literal_layer(block: _Block, x: Tensor, global_tokens: Tensor) -> tuple[Ten
     normed, normed_globals = block.ln_1(x), block.ln_1(global_tokens)
     shared = normed_globals.unsqueeze(1).expand(-1, num_frames, -1, -1)
     keys = torch.cat([shared, normed]).flatten(1, 2)  # [G+S+N, T*B, D]
-    in_frames = block.attend(normed.flatten(1, 2), keys).unflatten(1, (num_frames, batch))
+    in_frames = torch.unflatten(block.attend(normed.flatten(1, 2), keys), 1, (num_frames, batch))
     over_video = block.attend(normed_globals, torch.cat([normed_globals, normed.flatten(0, 1)]))
     joined = torch.cat([global_tokens, x.flatten(0, 1)]) + torch.cat([over_video, in_frames.flatten(0, 1)])
     joined = joined + block.mlp(joined)
-    return joined[len(global_tokens) :].unflatten(0, (size, num_frames)), joined[: len(global_tokens)]
+    return torch.unflatten(joined[len(global_tokens) :], 0, (size, num_frames)), joined[: len(global_tokens)]
 
 
 def _frozen_blocks(tower: TowerShape, state: Mapping[str, Tensor], prefix: str) -> nn.ModuleList:

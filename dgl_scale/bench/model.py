@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dgl_scale.bench.literal_dgl import LiteralDGL
 from dgl_scale.bench.matrix_rate import tower_products
+from dgl_scale.bench.model_scaling import draw_scaling, measure_scaling
 from dgl_scale.bench.step_cost import Memory, Step, count_flops, measure_memory, time_in_turn
+from dgl_scale.bench.train_step import caption_length, random_batch, train_step
 from dgl_scale.config import ModelConfig
 from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import ConfigError, ExitCode
-from dgl_scale.files import write_json
+from dgl_scale.files import write_json, write_text
 from dgl_scale.model import DGL, build_model
 from dgl_scale.model.backbone import load_backbone
 from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LIMIT = "matrix products"
+_SCALING_CLIPS = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def _run(arguments: Namespace) -> int:
     report: dict[str, Any] = {"machine": describe_machine(arguments.device), "arguments": _plain(vars(arguments)), "variants": {}}
     if not arguments.estimate:
         sys.stdout.write(f"{report['machine']}\n")
+    if arguments.scaling:
+        return _scaling(arguments, report)
     for latent_space in arguments.latent_space:
         config = model_config(arguments, latent_space)
         estimate = _estimate(config, arguments)
@@ -111,6 +115,16 @@ def _run(arguments: Namespace) -> int:
         report["variants"][latent_space] = entry
     if arguments.json:
         write_json(arguments.json, report)
+    return ExitCode.DONE
+
+
+def _scaling(arguments: Namespace, report: dict[str, Any]) -> int:
+    config = model_config(arguments, arguments.latent_space[0])
+    dtype, device = _DTYPES[arguments.precision], torch.device(arguments.device)
+    points = measure_scaling(config, clips=_SCALING_CLIPS, dtype=dtype, device=device, rounds=arguments.rounds)
+    write_text(Path(arguments.scaling), draw_scaling(points))
+    if arguments.json:
+        write_json(arguments.json, report | {"scaling": [asdict(point) for point in points]})
     return ExitCode.DONE
 
 
@@ -139,7 +153,9 @@ def measure(config: ModelConfig, arguments: Namespace) -> tuple[list[Measurement
         steps["DGL, compiled"] = train_step(compiled, frames, tokens)
     if not arguments.no_rivals:
         literal = _literal(config, model, dtype, device)
-        agreement = max(float((one - other).detach().abs().max()) for one, other in zip(model(frames, tokens), literal(frames, tokens), strict=True))
+        agreement = max(
+            float((one - other).detach().abs().max()) for one, other in zip(model(frames, tokens), literal(frames, tokens), strict=True)
+        )
         steps["literal formulation"], watched["literal formulation"] = train_step(literal, frames, tokens), literal
         steps |= _frozen_and_tuned(config, frames, tokens, dtype, device)
     rows = arguments.videos * arguments.num_frames * (model.shape.num_patches + 1)
@@ -166,32 +182,6 @@ def measure(config: ModelConfig, arguments: Namespace) -> tuple[list[Measurement
     return [*measurements, Measurement(_LIMIT, min(seconds[_LIMIT]), seconds[_LIMIT], 0.0, limit_flops, 1.0, None)], agreement
 
 
-def train_step(model: torch.nn.Module, frames: Tensor, tokens: Tensor) -> Step:
-    """Forward, symmetric contrastive loss at CLIP's factor of 100, backward."""
-    target = torch.arange(len(tokens), device=frames.device)
-
-    def step() -> None:
-        video, text = model(frames, tokens)
-        similarity = 100 * text @ video.T
-        (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)).backward()
-        model.zero_grad(set_to_none=True)
-
-    return step
-
-
-def random_batch(model: DGL, videos: int, num_frames: int, words: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Frames `[B, T, 3, H, W]` on the device and captions `[B, words]` on the CPU that fill a third of their positions."""
-    generator = torch.Generator().manual_seed(0)
-    frames = torch.randn(videos, num_frames, 3, model.image_size, model.image_size, generator=generator)
-    end = model.shape.end_of_text
-    tokens = torch.zeros(videos, min(words, model.context_length), dtype=torch.int64)
-    length = _caption_length(words)
-    tokens[:, 0] = end - 1
-    tokens[:, 1 : length - 1] = torch.randint(1, end - 1, (videos, length - 2), generator=generator)
-    tokens[:, length - 1] = end
-    return frames.to(device, dtype), tokens
-
-
 def profile(step: Step, device: torch.device) -> str:
     """The operations of a step that take longest by themselves."""
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -205,10 +195,7 @@ def profile(step: Step, device: torch.device) -> str:
 
 def describe_machine(device: str) -> str:
     """Processor, threads, GPU if it is used, and versions: what a figure belongs to."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
     return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
@@ -219,10 +206,6 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _caption_length(words: int) -> int:
-    return max(3, words // 3 + 2)
 
 
 def _literal(config: ModelConfig, model: DGL, dtype: torch.dtype, device: torch.device) -> LiteralDGL:
@@ -245,7 +228,7 @@ def _frozen_and_tuned(config: ModelConfig, frames: Tensor, tokens: Tensor, dtype
 
 def _estimate(config: ModelConfig, arguments: Namespace) -> StepEstimate:
     shape = load_backbone(config.clip, None, with_weights=False).shape
-    size = StepSize(arguments.videos, arguments.videos, arguments.num_frames, _caption_length(arguments.words))
+    size = StepSize(arguments.videos, arguments.videos, arguments.num_frames, caption_length(arguments.words))
     return estimate_step(config, shape, size, bytes_per_value=_DTYPES[arguments.precision].itemsize)
 
 
@@ -266,7 +249,9 @@ def _estimate_lines(estimate: StepEstimate, arguments: Namespace) -> str:
 
 def _table(measurements: Sequence[Measurement], agreement: float | None) -> str:
     ours = measurements[0].seconds
-    rows = [f"  {'':<22}{'ms':>10}{'videos/s':>10}{'x DGL':>8}{'GFLOP':>10}{'GFLOP/s':>10}{'of limit':>10}{'saved MiB':>11}{'peak MiB':>10}"]
+    rows = [
+        f"  {'':<22}{'ms':>10}{'videos/s':>10}{'x DGL':>8}{'GFLOP':>10}{'GFLOP/s':>10}{'of limit':>10}{'saved MiB':>11}{'peak MiB':>10}"
+    ]
     for one in measurements:
         is_limit = one.name == _LIMIT
         speed = "" if is_limit else f"{one.videos_per_second:.2f}"

@@ -58,11 +58,11 @@ def count_flops(step: Step) -> float:
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
 def measure_memory(step: Step, frozen: nn.Module, device: torch.device) -> Memory:
@@ -106,11 +106,11 @@ class _SavedStorages:
         return tensor
 
 
-class _AllocationCounter(TorchDispatchMode):
+class _AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The most bytes that tensors made while it is active hold at once. Scratch inside a kernel is not seen."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
         self._now = 0
         self.peak = 0

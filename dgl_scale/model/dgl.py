@@ -164,7 +164,7 @@ class DGL(nn.Module):
         videos_at_once = max(1, _FRAMES_AT_ONCE // frames.shape[1])
         if torch.is_grad_enabled() or len(frames) <= videos_at_once:
             return self._encode_videos(frames, prompts)
-        return torch.cat([self._encode_videos(part, prompts) for part in frames.split(videos_at_once)])
+        return torch.cat([self._encode_videos(part, prompts) for part in torch.split(frames, videos_at_once)])
 
     def _encode_videos(self, frames: Tensor, prompts: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         if prompts is None:
@@ -183,7 +183,7 @@ class DGL(nn.Module):
         prefix = None if prompts is None else prompts[2]
         if torch.is_grad_enabled() or len(tokens) <= _CAPTIONS_AT_ONCE:
             return _normalise(self.text(tokens, prefix))
-        return torch.cat([_normalise(self.text(part, prefix)) for part in tokens.split(_CAPTIONS_AT_ONCE)])
+        return torch.cat([_normalise(self.text(part, prefix)) for part in torch.split(tokens, _CAPTIONS_AT_ONCE)])
 
     def _check_frames(self, frames: Tensor, any_count: bool = False) -> None:
         size = self.image_size

@@ -11,7 +11,6 @@ import pytest
 
 from dgl_scale.errors import DataError
 from dgl_scale.quickstart.clips import (
-    encode_clip,
     generator_digest,
     make_world,
     read_annotations,
