@@ -94,8 +94,9 @@ class TrainingConfig(Section):
     epochs: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     """Optimizer steps; give either `epochs` or `max_steps`."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Compute type of the frozen model and activations; prompts keep fp32 masters."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Compute type of the frozen model and activations; prompts keep fp32 masters. `auto`: what the device is fastest at
+    (bf16 on GPUs that have it and on CPUs that multiply it natively, measured at start); the run's config.yaml records it."""
     deepspeed: str = "configs/deepspeed/zero1.json"
     """DeepSpeed config file; its ZeRO stage and communication settings are used."""
     activation_checkpointing: bool = False

@@ -14,8 +14,7 @@ from dgl_scale.data.tokenizer import Tokenizer
 from dgl_scale.evaluation.features import Features, join_features
 from dgl_scale.evaluation.retrieval import Retrieval, evaluate_features
 from dgl_scale.model import DGL, build_model, load_prompts
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dgl_scale.model.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def load_model(config: RunConfig, prompts: Path | None, device: torch.device) ->
         ConfigError: the config asks for prompts of no kind (`latent_space: null`) but a prompts file is given.
     """
     model_config = config.model if prompts is not None else config.model.model_copy(update={"latent_space": None})
-    model = build_model(model_config, seed=config.seed, dtype=_DTYPES[config.training.precision], device=device)
+    model = build_model(model_config, seed=config.seed, dtype=_compute_dtype(config), device=device)
     if prompts is not None:
         load_prompts(model, prompts)
     return model.eval()
@@ -64,7 +63,7 @@ def encode_split(
     # Not inference_mode: ZeRO-3 gathers and releases parameters in the forward pass and writes to them.
     with torch.no_grad():
         for batch in batches:
-            frames = normalise_frames(batch.frames.to(device), model.image_mean, model.image_std, _DTYPES[config.training.precision])
+            frames = normalise_frames(batch.frames.to(device), model.image_mean, model.image_std, _compute_dtype(config))
             video.append(model.encode_video(frames).float().cpu())
             # Tokens stay on the CPU, where the model finds their ends without waiting for a GPU.
             text += [model.encode_text(part).float().cpu() for part in torch.split(batch.tokens, batch_size)]
@@ -82,6 +81,11 @@ def encode_split(
         keys=tuple(keys),
         scale=scale,
     )
+
+
+def _compute_dtype(config: RunConfig) -> torch.dtype:
+    assert config.training.precision != "auto", "whoever starts an evaluation decides the precision for all its workers"
+    return DTYPES[config.training.precision]
 
 
 def evaluate_model(model: DGL, index: SplitIndex, tokenizer: Tokenizer, config: RunConfig, device: torch.device) -> Retrieval:

@@ -15,6 +15,7 @@ from dgl_scale.evaluation.embedding import load_model, read_annotations
 from dgl_scale.evaluation.results import Checkpoint, evaluation_folder, resolve_checkpoint, write_results
 from dgl_scale.evaluation.retrieval import evaluate_features
 from dgl_scale.evaluation.workers import EncodingJob, Progress, encode_with_workers
+from dgl_scale.model.precision import fastest_precision
 
 _VERSIONS_OF = ("dgl-scale", "torch", "open_clip_torch", "ray", "deepspeed", "webdataset", "numpy")
 
@@ -41,6 +42,9 @@ def evaluate_checkpoint(
     checkpoint = resolve_checkpoint(checkpoint_argument)
     index = load_split(split_folder)
     config, device = _place(config, device)
+    if config.training.precision == "auto":
+        precision = fastest_precision(torch.device(device))
+        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
     counts = _count_parameters(config, checkpoint)
     job = EncodingJob(config, checkpoint.prompts, str(Path(split_folder).expanduser().resolve()), device)
     features = encode_with_workers(job, index.num_videos, progress)

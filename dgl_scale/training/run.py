@@ -4,13 +4,14 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dgl_scale import distributed
 from dgl_scale.config import RunConfig
-from dgl_scale.config_file import dump_config
+from dgl_scale.config_file import dump_config, load_config
 from dgl_scale.data.index import SplitIndex, load_split
 from dgl_scale.data.loader import TrainLoader
 from dgl_scale.data.order import rank_places
@@ -18,6 +19,7 @@ from dgl_scale.data.tokenizer import Tokenizer, load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.files import write_text
 from dgl_scale.model import DGL, build_model, save_prompts
+from dgl_scale.model.precision import DTYPES, Precision, fastest_precision
 from dgl_scale.telemetry import say
 from dgl_scale.training.checkpoint import run_identity
 from dgl_scale.training.engine import TrainingEngine
@@ -27,8 +29,6 @@ from dgl_scale.training.stop import StopRequest
 Validate = Callable[[], dict[str, float]]
 BuildValidation = Callable[[DGL, SplitIndex, Tokenizer, RunConfig, torch.device], Validate]
 """Given the model and the validation split, what the loop calls at each checkpoint."""
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run_training(config: RunConfig, device: torch.device, stop: StopRequest, build_validation: BuildValidation) -> Path:
@@ -42,12 +42,14 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
         raise ConfigError("data.train is missing: the folder of the training split's shards")
     if config.model.latent_space is None:
         raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
+    run_folder = Path(config.output).expanduser() / config.name
+    precision = _precision(config.training.precision, run_folder, device)
+    config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
     places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
     micro_batch_size, accumulation_steps = places[0].stop - places[0].start, len(places)
-    run_folder = Path(config.output).expanduser() / config.name
     lock = _lock_folder(run_folder) if distributed.is_main() else None
     try:
-        model = build_model(config.model, seed=config.seed, dtype=_DTYPES[config.training.precision], device=device)
+        model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
         model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
         trainer = _build_trainer(config, model, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
         _announce(trainer, model, micro_batch_size, accumulation_steps)
@@ -113,6 +115,16 @@ def _build_trainer(
         stop=stop,
         validate=validate,
     )
+
+
+def _precision(wanted: str, run_folder: Path, device: torch.device) -> Precision:
+    """The compute type of the run, the same on all ranks; `auto` is what the run began with, else the fastest here."""
+    precision: Any = wanted
+    if wanted == "auto" and distributed.is_main():
+        recorded = run_folder / "config.yaml"
+        precision = load_config(RunConfig, recorded).training.precision if recorded.exists() else fastest_precision(device)
+        say(f"precision auto: {precision}")
+    return cast(Precision, distributed.broadcast_object(precision))
 
 
 def _lock_folder(run_folder: Path) -> int:
