@@ -32,9 +32,8 @@ VIDEO_FEATURES = {
     "global_mean": "average_global_prompt",
     "frame_mean": "average_frame_cls_token",
     "global_and_frame_mean": "average_global_prompt_and_frame_cls_token",
-    "global_0_and_frame_mean": "global-local-feature",
 }
-"""Names of the video feature: ours, and values of the published `--visual_output_type`."""
+"""Names of the video feature: ours, and values of the published `--visual_output_type` (but one, which cannot be trained there)."""
 
 _PREFIX = "clip."
 _GLOBAL, _LINEAR_TABLE, _TRANSFORMER_TABLE = "visual.prompt_embeddings", "visual_prompt_embedding", "unified_prompt_embedding.weight"
@@ -218,7 +217,7 @@ def _check_shape(clip: str, shape: ClipShape) -> None:
         for reason, holds in reasons.items():
             if holds:
                 raise ConfigError(
-                    f"{clip} has {reason} ({name} tower); the published code knows OpenAI's CLIP only, such as ViT-B-32-quickgelu"
+                    f"{clip} has {reason} in its {name} tower; the published code knows OpenAI's CLIP only, such as ViT-B-32-quickgelu"
                 )
 
 
@@ -239,7 +238,11 @@ def _check_config(config: ModelConfig) -> None:
         raise ConfigError(f"{prefix} prefix and {postfix} postfix prompts: the published layout halves one number of at least 2")
     if config.latent_space == "linear" and postfix > local:
         raise ConfigError(
-            f"{postfix} text prompts of a kind from a table of {local}: the published linear layout has no more than local prompts"
+            f"{postfix} postfix prompts of {local} rows: the published linear layout has no more text prompts of a kind than local ones"
+        )
+    if config.video_feature not in VIDEO_FEATURES:
+        raise ConfigError(
+            f"video_feature {config.video_feature} cannot be trained by the published code; it has {', '.join(VIDEO_FEATURES)}"
         )
     if config.video_feature != "global_0" and config.num_global_prompts != _NUM_GLOBALS_IN_FEATURES:
         raise ConfigError(f"video_feature {config.video_feature} with {local} global prompts: the published code reads it with 4 only")
