@@ -41,7 +41,7 @@ def test_info_says_all_that_the_file_holds(tmp_path: Path, capsys: pytest.Captur
         "parameters": f"{total} trained, {total - 225} reached by gradients",
         "trained on": "shards 555555555555",
         "step": "150 of 200",
-        "training": f"seed 42, global_batch_size 128, lr 0.002 (config {json_sha256(IDENTITY)[:12]})",
+        "training": f"lr 0.002, seed 42, global_batch_size 128 (config {json_sha256(IDENTITY)[:12]})",
         "validation": "text_to_video/R@1 45.8, video_to_text/MnR 13.1",
         "run": "mine",
         "made by": said["made by"],
