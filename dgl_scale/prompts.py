@@ -1,44 +1,142 @@
-"""`dgl-scale prompts info FILE`: what a prompts file holds."""
+"""`dgl-scale prompts info | import | export`: what a prompts file holds, and checkpoints of the published implementation."""
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
+from dgl_scale.config import ModelConfig
 from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import ExitCode
 
+_DIGEST_CHARACTERS = 12
+_SAID_ELSEWHERE = {"shards", "config_sha256", "training", "validation", "step"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and print; returns the exit code."""
-    parser = Parser(prog="dgl-scale prompts", description="Say what a prompts file holds.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info")
-    info = commands.add_parser("info", help="model, variant, counts and training data of a prompts file")
+    """Parse, do it and print; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_command(lambda: arguments.work(arguments), debug=arguments.debug)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="dgl-scale prompts", description="Look into prompts files; read and write checkpoints of the published DGL.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,import,export}")
+    info = commands.add_parser("info", help="model, variant, counts, training data and metrics of a prompts file")
     info.add_argument("file", help="prompts.safetensors")
-    info.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: _print_info(arguments.file), debug=arguments.debug)
+    info.set_defaults(work=_info)
+
+    importing = commands.add_parser("import", help="a checkpoint of the published implementation (.pth.tar) to a prompts file")
+    importing.add_argument("file", help="the checkpoint")
+    importing.add_argument("--clip", required=True, metavar="NAME", help="the CLIP it was trained over, such as ViT-B-32-quickgelu")
+    importing.add_argument("--pretrained", default="openai", metavar="TAG|FILE", help="its weights; the checkpoint itself will do (openai)")
+    importing.add_argument("--output", default="prompts.safetensors", metavar="FILE", help="where to (prompts.safetensors)")
+    importing.add_argument(
+        "--num-text-prompts", type=_positive, default=8, metavar="N", help="its --text_prompt_length, prefix and postfix (8)"
+    )
+    importing.add_argument(
+        "--num-frames", type=_positive, metavar="T", help="its --max_frames (transformer: as its table says; linear: 12)"
+    )
+    features = get_args(ModelConfig.model_fields["video_feature"].annotation)
+    importing.add_argument("--video-feature", choices=features, default="global_0", help="its --visual_output_type (global_0)")
+    importing.set_defaults(work=_import)
+
+    exporting = commands.add_parser("export", help="prompts and their CLIP to a checkpoint that the published implementation loads")
+    exporting.add_argument("file", help="prompts.safetensors")
+    exporting.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write (.pth.tar)")
+    exporting.add_argument("--clip", metavar="NAME", help="the CLIP, if it is not where the prompts file says")
+    exporting.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, likewise")
+    exporting.set_defaults(work=_export)
+    for command in (info, importing, exporting):
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
-def _print_info(file: str) -> int:
-    # Imported here so that --help stays instant.
-    from safetensors import safe_open
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
 
-    from dgl_scale.model.weights import read_prompts_metadata
 
-    metadata = read_prompts_metadata(file)
-    config = metadata["model"]
+# The engines are imported inside, so that --help stays instant.
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from dgl_scale.model.prompts import num_reached
+    from dgl_scale.model.weights import read_prompts
+
+    metadata, prompts = read_prompts(arguments.file)
+    config: ModelConfig = metadata["model"]
+    total, reached = sum(tensor.numel() for tensor in prompts.values()), num_reached(config, prompts)
     lines = {
-        "backbone": f"{metadata['clip']} (weights {metadata['backbone_sha256'][:12] or 'unknown'})",
+        "backbone": f"{metadata['clip']} (weights {_short(metadata['backbone_sha256'])})",
+        **_describe(config),
+        "parameters": f"{total:,} trained, {f'{reached:,}' if reached < total else 'all'} reached by gradients",
+        **_history(metadata["extra"]),
+        "made by": f"dgl_scale {metadata['dgl_scale']}",
+    }
+    for name, value in lines.items():
+        sys.stdout.write(f"{name + ':':<16}{value}\n")
+    for name, tensor in prompts.items():
+        sys.stdout.write(f"  {name:<40} {' x '.join(map(str, tensor.shape))}\n")
+    return ExitCode.DONE
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from dgl_scale.model.published_checkpoint import import_checkpoint
+
+    done = import_checkpoint(
+        Path(arguments.file),
+        Path(arguments.output),
+        clip=arguments.clip,
+        pretrained=arguments.pretrained,
+        num_text_prompts=arguments.num_text_prompts,
+        num_frames=arguments.num_frames,
+        video_feature=arguments.video_feature,
+    )
+    sys.stdout.write(f"{arguments.output}: {done.num_parameters:,} trained parameters over {arguments.clip}\n")
+    for name, value in _describe(done.config).items():
+        sys.stdout.write(f"{name + ':':<16}{value}\n")
+    if done.checkpoint_digest != done.backbone_digest:
+        digests = f"weights {_short(done.checkpoint_digest)} in the checkpoint, {_short(done.backbone_digest)} as {arguments.clip}"
+        sys.stdout.write(f"{'note:':<16}the two CLIPs are equal in float16 only ({digests})\n")
+    return ExitCode.DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from dgl_scale.model.published_checkpoint import export_prompts
+
+    options = export_prompts(Path(arguments.file), Path(arguments.output), clip=arguments.clip, pretrained=arguments.pretrained)
+    sys.stdout.write(f"{arguments.output}: load it with --resume and {' '.join(options)}\n")
+    return ExitCode.DONE
+
+
+def _describe(config: ModelConfig) -> dict[str, str]:
+    return {
         "latent space": f"{config.latent_space}, depth {config.prompt_depth or 'all layers'}, {config.num_frames} frames",
         "prompts": f"{config.num_global_prompts} global, {config.num_local_prompts} local a frame, "
         f"{config.num_prefix_prompts} + {config.num_postfix_prompts} text",
         "video feature": config.video_feature,
-        "made by": f"dgl_scale {metadata['dgl_scale']}",
-        **{key: value for key, value in metadata["extra"].items() if not isinstance(value, dict | list)},
     }
-    for name, value in lines.items():
-        sys.stdout.write(f"{name + ':':<16}{value}\n")
-    with safe_open(file, framework="pt") as tensors:
-        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    for name, shape in shapes.items():
-        sys.stdout.write(f"  {name:<40} {' x '.join(map(str, shape))}\n")
-    return ExitCode.DONE
+
+
+def _history(extra: Mapping[str, Any]) -> dict[str, str]:
+    """What training wrote beside the prompts, as far as it is there."""
+    lines = {}
+    if "shards" in extra:
+        lines["trained on"] = f"shards {_short(extra['shards'])}"
+    if "step" in extra:
+        total = extra.get("training", {}).get("total_steps")
+        lines["step"] = f"{extra['step']}" + (f" of {total}" if total else "")
+    if "training" in extra:
+        shown = {key.rpartition(".")[2]: value for key, value in extra["training"].items() if key != "total_steps"}
+        settings = ", ".join(f"{key} {value}" for key, value in shown.items())
+        lines["training"] = f"{settings} (config {_short(extra.get('config_sha256'))})"
+    if "validation" in extra:
+        lines["validation"] = ", ".join(f"{name} {value:.1f}" for name, value in extra["validation"].items())
+    return lines | {key: str(value) for key, value in extra.items() if key not in _SAID_ELSEWHERE and not isinstance(value, dict | list)}
+
+
+def _short(digest: object) -> str:
+    return str(digest)[:_DIGEST_CHARACTERS] if digest else "unknown"

@@ -53,6 +53,8 @@ print([m for m in ("torch", "ray", "deepspeed", "open_clip") if m in sys.modules
         (["train", "--config", "configs/quickstart.yaml", "modle.clip=x"], "unknown key modle; did you mean model?"),
         (["evaluate", "--config", "configs/quickstart.yaml"], "--checkpoint is missing"),
         (["prompts", "info", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["prompts", "import", "ckpt.pth.tar"], "the following arguments are required: --clip"),
+        (["prompts", "import", "ckpt.pth.tar", "--clip", "x", "--num-frames", "0"], "--num-frames: '0' is no positive number"),
         (["report", "nowhere"], "no run folder nowhere"),
     ],
 )

@@ -64,7 +64,7 @@ def load_backbone(clip: str, pretrained: str | None, *, seed: int = 0, with_weig
         tag = _pretrained_tag(open_clip, clip, pretrained)
         preprocessing = {key: tag[key] for key in ("mean", "std") if key in tag} or preprocessing
     quick_gelu = bool(model_config.get("quick_gelu", False))
-    _check_activation(clip, pretrained, quick_gelu, tag)
+    _check_activation(open_clip, clip, pretrained, quick_gelu, tag)
     state = None
     if with_weights and pretrained is None:
         state = _random_state(open_clip, model_config, seed)
@@ -156,15 +156,20 @@ def _pretrained_tag(open_clip: ModuleType, clip: str, pretrained: str) -> dict[s
     return tag
 
 
-def _check_activation(clip: str, pretrained: str | None, quick_gelu: bool, tag: dict[str, Any]) -> None:
-    """Refuse weights trained with QuickGELU under the other activation, which costs points silently."""
-    if quick_gelu or pretrained is None:
+def _check_activation(open_clip: ModuleType, clip: str, pretrained: str | None, quick_gelu: bool, tag: dict[str, Any]) -> None:
+    """Refuse weights under another activation than they were trained with, which costs points silently.
+
+    open_clip marks its tags. The only archives that are read are OpenAI's, all of them QuickGELU. Other files say nothing.
+    """
+    if pretrained is None or (not tag and not is_torchscript(Path(pretrained).expanduser())):
         return
-    # The only archives that are read are OpenAI's, all of them trained so.
-    if tag.get("quick_gelu", False) or (not tag and is_torchscript(Path(pretrained).expanduser())):
-        raise ConfigError(
-            f"model.pretrained {pretrained} was trained with QuickGELU, which {clip} is not; set model.clip to {clip}-quickgelu"
-        )
+    wanted = bool(tag.get("quick_gelu", False)) if tag else True
+    if wanted == quick_gelu:
+        return
+    other = f"{clip}-quickgelu" if wanted else clip.removesuffix("-quickgelu")
+    remedy = f"set model.clip to {other}" if other in open_clip.list_models() else f"set quick_gelu to {str(wanted).lower()} in that file"
+    conflict = f"QuickGELU, which {clip} is not" if wanted else f"GELU, but {clip} computes QuickGELU"
+    raise ConfigError(f"model.pretrained {pretrained} was trained with {conflict}; {remedy}")
 
 
 def _download(open_clip: ModuleType, tag: dict[str, Any], clip: str, pretrained: str) -> Path:

@@ -3,6 +3,7 @@
 The activation's factor and layer scale are folded into neighbouring weights: exact algebra, one kernel less.
 """
 
+import argparse
 import hashlib
 import pickle
 import zipfile
@@ -24,11 +25,33 @@ QUICK_GELU_FACTOR = 1.702  # x * sigmoid(1.702 x), OpenAI's CLIP
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 # Constants and buffers that some exports carry; no weights.
-_IGNORED = {"input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias"}
+_IGNORED = {"input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias", "visual.position_ids"}
+# What stands beside the CLIP in checkpoints of the published DGL.
+PUBLISHED_PROMPTS = (
+    "visual.prompt_embeddings",
+    "visual_prompt_embedding",
+    "prefix_text_prompt_proj_layer",
+    "postfix_text_prompt_proj_layer",
+    "unified_prompt_embedding",
+    "PromptTransformer",
+    "unified_prompt_mlp",
+)
 
 
 def read_state_dict(path: Path, trusted_archives: Collection[str] = ()) -> dict[str, Tensor]:
     """The tensors of a weights file, float32 on the CPU, under open_clip's names.
+
+    Of a checkpoint of the published DGL, only the CLIP in it. Formats and errors as in `read_tensors`.
+    """
+    tensors = {_plain_name(name): tensor for name, tensor in read_tensors(path, trusted_archives).items()}
+    state = {name: value.float() for name, value in tensors.items() if name not in _IGNORED and not name.startswith(PUBLISHED_PROMPTS)}
+    if "logit_scale" in state and state["logit_scale"].numel() == 1:
+        state["logit_scale"] = state["logit_scale"].reshape(())
+    return state
+
+
+def read_tensors(path: Path, trusted_archives: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a weights file as they are stored, on the CPU, without the prefixes of parallel and compiled modules.
 
     Reads safetensors, files that `torch.load(weights_only=True)` reads, and TorchScript archives whose SHA-256
     is in `trusted_archives` (an archive is a program; OpenAI published its weights so).
@@ -47,11 +70,7 @@ def read_state_dict(path: Path, trusted_archives: Collection[str] = ()) -> dict[
             content = content[wrapper]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"weights {path} hold no state dict of tensors")
-    tensors = {_plain_name(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
-    state = {name: value.detach().float() for name, value in tensors.items() if name not in _IGNORED}
-    if "logit_scale" in state and state["logit_scale"].numel() == 1:
-        state["logit_scale"] = state["logit_scale"].reshape(())
-    return state
+    return {_without_wrappers(str(name)): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def is_torchscript(path: Path) -> bool:
@@ -78,7 +97,7 @@ def check_state(state: dict[str, Tensor], shape: ClipShape, source: str) -> None
     Raises:
         CheckpointError: names the first missing, unknown, misshapen or non-finite tensor.
     """
-    expected = dict(_expected_shapes(shape))
+    expected = dict(expected_shapes(shape))
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
         reasons = [f"{len(missing)} missing, such as {missing[0]}"] * bool(missing)
@@ -143,7 +162,8 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.to(dtype, copy=True, memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
-def _expected_shapes(shape: ClipShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+def expected_shapes(shape: ClipShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and sizes of all tensors of a CLIP, under open_clip's names."""
     vision, text = shape.vision, shape.text
     yield "visual.conv1.weight", (vision.width, 3, shape.patch_size, shape.patch_size)
     yield "visual.class_embedding", (vision.width,)
@@ -187,15 +207,21 @@ def _read_torch_file(path: Path, trusted_archives: Collection[str]) -> Any:
             )
         return torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Training checkpoints often carry their command line's options; that class holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"weights {path} hold pickled code and are not loaded; save the plain state dict as safetensors") from error
     except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(f"weights {path} are damaged or no weights file ({type(error).__name__})") from error
 
 
-def _plain_name(name: str) -> str:
+def _without_wrappers(name: str) -> str:
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
-    # open_clip's CustomTextCLIP keeps the same text tower under "text.".
-    return name.removeprefix("text.")
+    return name
+
+
+def _plain_name(name: str) -> str:
+    # The published DGL keeps its CLIP under "clip.", open_clip's CustomTextCLIP the same text tower under "text.".
+    return name.removeprefix("clip.").removeprefix("text.")

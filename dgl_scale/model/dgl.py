@@ -188,6 +188,8 @@ class DGL(nn.Module):
     def _check_frames(self, frames: Tensor, any_count: bool = False) -> None:
         size = self.image_size
         wanted = f"[B, T, 3, {size}, {size}]"
+        if not isinstance(frames, Tensor):
+            raise DataError(f"frames must be a tensor {wanted}, got {type(frames).__name__}")
         if frames.ndim != 5 or frames.shape[2:] != (3, size, size):
             raise DataError(f"frames must be {wanted}, got {list(frames.shape)}")
         if not frames.is_floating_point():
@@ -200,11 +202,16 @@ class DGL(nn.Module):
         if frames.is_meta or (not frames.is_cpu and self._frames_checked):
             return
         self._frames_checked = True
-        largest = frames.detach().abs().amax().item()
-        if not largest <= _LARGEST_NORMALISED_PIXEL:
-            raise DataError(f"frames hold values up to {largest:.4g}; normalise them with image_mean and image_std (0-255 pixels are not)")
+        lowest, highest = torch.stack(frames.detach().aminmax()).tolist()
+        # Dark 0-255 frames may stay small, but nothing in them is below the mean and something is brighter than white.
+        white = max((1 - mean) / std for mean, std in zip(self.image_mean, self.image_std, strict=True))
+        if not max(-lowest, highest) <= _LARGEST_NORMALISED_PIXEL or (lowest >= 0 and highest > 1.1 * white):
+            held = f"{lowest:.4g} to {highest:.4g}"
+            raise DataError(f"frames hold values from {held}; normalise them with image_mean and image_std (0-255 pixels are not)")
 
     def _check_tokens(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):
+            raise DataError(f"tokens must be an int64 tensor [C, L], got {type(tokens).__name__}")
         if tokens.ndim != 2 or tokens.dtype != torch.int64:
             raise DataError(f"tokens must be int64 [C, L], got {tokens.dtype} {list(tokens.shape)}")
         if not 2 <= tokens.shape[1] <= self.context_length or not tokens.shape[0]:

@@ -6,7 +6,7 @@ is j itself where the towers are equally deep.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,22 @@ class Prompts(nn.Module):
         local_prompts, prefix = self.latent_space()
         # A copy, since ZeRO-3 takes the parameter itself away after this forward.
         return self.global_prompts.clone(), local_prompts, prefix
+
+
+def num_reached(config: ModelConfig, state: Mapping[str, Tensor]) -> int:
+    """How many of the numbers of a `Prompts` state dict a gradient reaches; postfix prompts are behind the causal mask."""
+    count = state["global_prompts"].numel()
+    num_local, num_prefix = config.num_local_prompts, config.num_prefix_prompts
+    for name, tensor in state.items():
+        part = name.removeprefix("latent_space.")
+        if part == "table" and config.latent_space == "linear":
+            count += tensor[:, : max(num_local, num_prefix)].numel()
+        elif part.startswith(("table", "block")):
+            # Every row of a transformer's table shapes the others in the block, if one of them is read.
+            count += tensor.numel() if num_local or num_prefix else 0
+        elif part.startswith(("prefix", "to_text")):
+            count += tensor.numel() if num_prefix else 0
+    return count
 
 
 class LinearLatentSpace(nn.Module):

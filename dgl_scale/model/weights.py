@@ -36,7 +36,14 @@ def save_prompts(model: DGL, path: str | Path, extra: dict[str, Any] | None = No
         CheckpointError: the model has no prompts, or one holds NaN or infinity.
         DglError: the file cannot be written; an older one under its name is kept.
     """
-    state = {name: tensor.float().cpu().contiguous() for name, tensor in (model.prompts_state() if state is None else state).items()}
+    write_prompts(path, model.config, model.backbone_digest, model.prompts_state() if state is None else state, extra)
+
+
+def write_prompts(
+    path: str | Path, config: ModelConfig, backbone_digest: str | None, state: Mapping[str, Tensor], extra: dict[str, Any] | None
+) -> None:
+    """`save_prompts` where there is no model: of `config`, over a CLIP with weights of this digest."""
+    state = {name: tensor.float().cpu().contiguous() for name, tensor in state.items()}
     if not state:
         raise CheckpointError("a frozen CLIP (latent_space: null) has no prompts to save")
     for name, tensor in state.items():
@@ -44,9 +51,9 @@ def save_prompts(model: DGL, path: str | Path, extra: dict[str, Any] | None = No
             raise CheckpointError(f"prompts hold NaN or infinity in {name} and are not saved to {path}")
     card = {
         "format": FORMAT_VERSION,
-        "clip": model.config.clip,
-        "backbone_sha256": model.backbone_digest,
-        "model": model.config.model_dump(mode="json"),
+        "clip": config.clip,
+        "backbone_sha256": backbone_digest,
+        "model": config.model_dump(mode="json"),
         "dgl_scale": dgl_scale.__version__,
         "extra": extra or {},
     }
@@ -79,16 +86,21 @@ def read_prompts_metadata(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"prompts {path} describe themselves wrongly: {str(error).splitlines()[0]}") from error
 
 
+def read_prompts(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a prompts file says of itself, and its fp32 tensors by name; errors as in `read_prompts_metadata`."""
+    metadata = read_prompts_metadata(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
 def load_prompts(model: DGL, path: str | Path) -> dict[str, Any]:
     """Put saved prompts into a model and return the file's metadata.
 
     Raises:
         CheckpointError: the file is damaged, or made for another CLIP or other prompts; names both sides.
     """
-    metadata = read_prompts_metadata(path)
+    metadata, state = read_prompts(path)
     _check_fit(model, metadata, path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     try:
         model.load_prompts_state(state)
     except CheckpointError as error:

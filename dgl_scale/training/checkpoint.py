@@ -17,23 +17,27 @@ from torch import Tensor
 
 from dgl_scale.config import RunConfig
 from dgl_scale.errors import CheckpointError
-from dgl_scale.files import atomic_folder, read_json, write_json
+from dgl_scale.files import atomic_folder, json_sha256, read_json, write_json
 from dgl_scale.run_folder import PROMPTS, check_complete, stale_checkpoints, step_folder, write_manifest, write_pointer
 from dgl_scale.training.engine import TrainedState
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 
-WritePrompts = Callable[[Path, dict[str, Tensor]], None]
+WritePrompts = Callable[[Path, dict[str, Tensor], dict[str, Any]], None]
+"""`(path, prompts, facts)`: writes a prompts file from name to fp32 tensor; the facts travel with it."""
 
 
-def save_checkpoint(run_folder: Path, state: TrainedState, identity: dict[str, Any], write_prompts: WritePrompts) -> Path:
+def save_checkpoint(
+    run_folder: Path, state: TrainedState, identity: dict[str, Any], write_prompts: WritePrompts, metrics: dict[str, float]
+) -> Path:
     """Write a checkpoint and point `latest` at it. Called on rank 0 only.
 
     Args:
         state: gathered on all ranks.
         identity: of `run_identity`; compared at resume.
-        write_prompts: writes the prompts file from name to fp32 tensor.
+        write_prompts: writes the prompts file.
+        metrics: of the validation split; empty where it was not evaluated.
 
     Raises:
         DglError: the disk is full or read-only; nothing half-written is left.
@@ -43,7 +47,8 @@ def save_checkpoint(run_folder: Path, state: TrainedState, identity: dict[str, A
         # Reached again after a resume from an older checkpoint because this one was damaged.
         shutil.rmtree(checkpoint)
     with atomic_folder(checkpoint) as folder:
-        write_prompts(folder / PROMPTS, {name: values["param"] for name, values in state.parameters.items()})
+        facts = {"step": state.step, **training_facts(identity), **({"validation": metrics} if metrics else {})}
+        write_prompts(folder / PROMPTS, {name: values["param"] for name, values in state.parameters.items()}, facts)
         moments = {f"{name}.{key}": tensor for name, values in state.parameters.items() for key, tensor in values.items()}
         save_file(moments, folder / OPTIMIZER)
         write_json(folder / STATE, {"step": state.step, **identity})
@@ -97,3 +102,12 @@ def run_identity(config: RunConfig, data_digest: str, backbone_digest: str, tota
     for key in ("model.clip", "model.pretrained"):
         del identity[key]
     return identity
+
+
+def training_facts(identity: dict[str, Any]) -> dict[str, Any]:
+    """What a prompts file says of its training: the shards' digest, the digest of all of `run_identity`, and its keys.
+
+    Functions of the identity alone, so that equal runs write equal files. Model and backbone are said by the file itself.
+    """
+    keys = {key: value for key, value in identity.items() if key not in ("shards", "backbone") and not key.startswith("model.")}
+    return {"shards": identity["shards"], "config_sha256": json_sha256(identity), "training": keys}

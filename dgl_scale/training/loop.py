@@ -176,7 +176,7 @@ def _checkpoint(trainer: Trainer, step: int, writer: MetricsWriter | None, *, sk
     failure: str | None = None
     if writer:
         try:
-            save_checkpoint(trainer.run_folder, state, trainer.identity, trainer.write_prompts)
+            save_checkpoint(trainer.run_folder, state, trainer.identity, trainer.write_prompts, metrics)
             if metrics:
                 writer.record(step, {f"validation/{name}": value for name, value in metrics.items()})
                 _note_best(trainer.run_folder, checkpoint, metrics)

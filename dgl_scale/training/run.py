@@ -96,9 +96,9 @@ def _build_trainer(
     image_mean, image_std = model.image_mean, model.image_std
     validate = build_validation(model, load_split(data.validation), tokenizer, config, device) if data.validation else None
 
-    def write_prompts(path: Path, prompts: dict[str, Tensor]) -> None:
+    def write_prompts(path: Path, prompts: dict[str, Tensor], facts: dict[str, Any]) -> None:
         state = {name.removeprefix("prompts."): tensor for name, tensor in prompts.items()}
-        save_prompts(model, path, {"run": config.name, "shards": index.digest}, state=state)
+        save_prompts(model, path, {"run": config.name, **facts}, state=state)
 
     return Trainer(
         config=config,

@@ -1,5 +1,6 @@
 """Weights files of every kind: read, renamed, checked; never run."""
 
+import argparse
 import os
 import pickle
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from dgl_scale.config import ModelConfig
 from dgl_scale.errors import CheckpointError
 from dgl_scale.files import file_sha256
-from dgl_scale.model import DGL, build_model
+from dgl_scale.model import DGL, backbone, build_model
 from dgl_scale.model.backbone import load_backbone
 from dgl_scale.model.clip_weights import read_state_dict, state_digest
 from tests.reference.tiny_clip import clip_config, random_tokens, write_config
@@ -40,9 +41,25 @@ def as_state_dict(state: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
+def as_hub_safetensors(state: dict[str, Tensor], path: Path) -> Path:
+    save_file(state, path.with_name("open_clip_model.safetensors"), {"format": "pt"})
+    return path.with_name("open_clip_model.safetensors")
+
+
+def as_hub_state_dict(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save(state, path.with_name("open_clip_pytorch_model.bin"))
+    return path.with_name("open_clip_pytorch_model.bin")
+
+
+def as_legacy_state_dict(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    return path
+
+
 def as_distributed_training_checkpoint(state: dict[str, Tensor], path: Path) -> Path:
     wrapped = {"module." + name: tensor for name, tensor in state.items()}
-    torch.save({"epoch": 3, "name": "run", "state_dict": wrapped, "optimizer": {"state": {}}}, path)
+    options = argparse.Namespace(lr=5e-4, model="ViT-B-32")
+    torch.save({"epoch": 3, "name": "run", "state_dict": wrapped, "optimizer": {"state": {}}, "args": options}, path)
     return path
 
 
@@ -59,7 +76,17 @@ def as_custom_text_clip(state: dict[str, Tensor], path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "write", [as_safetensors, as_state_dict, as_distributed_training_checkpoint, as_openai_export, as_custom_text_clip]
+    "write",
+    [
+        as_safetensors,
+        as_hub_safetensors,
+        as_state_dict,
+        as_hub_state_dict,
+        as_legacy_state_dict,
+        as_distributed_training_checkpoint,
+        as_openai_export,
+        as_custom_text_clip,
+    ],
 )
 def test_reads_every_kind_of_file_to_the_same_model(
     tmp_path: Path, state: dict[str, Tensor], write: Callable[[dict[str, Tensor], Path], Path]
@@ -76,6 +103,39 @@ def test_half_precision_files_are_read_as_float32(tmp_path: Path, state: dict[st
     model = build(tmp_path, as_state_dict(halves, tmp_path / "weights.pt"))
     assert model.video.dtype == torch.float32
     assert model.backbone_digest == state_digest(halves)
+
+
+class OpenaiArchive(nn.Module):
+    """A program with its weights in OpenAI's layout: names of modules and tensors, sizes as buffers, float16 where theirs is."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, size in (("input_resolution", 6), ("context_length", 13), ("vocab_size", 23)):
+            self.register_buffer(name, torch.tensor(size))
+        for name, tensor in state.items():
+            *folders, last = name.split(".")
+            module: nn.Module = self
+            for folder in folders:
+                if folder not in dict(module.named_children()):
+                    module.add_module(folder, nn.Module())
+                module = module.get_submodule(folder)
+            half = any(part in name for part in ("conv1", "attn", "mlp", "proj"))
+            module.register_parameter(last, nn.Parameter(tensor.half() if half else tensor))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image * self.logit_scale.exp()
+
+
+def test_openais_own_archive_is_read(tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "ViT.pt"
+    torch.jit.script(OpenaiArchive(state)).save(archive)
+    monkeypatch.setattr(backbone, "_openai_digests", lambda open_clip: frozenset({file_sha256(archive)}))
+    model = build(tmp_path, archive)
+    rounded = OpenaiArchive(state).state_dict()
+    wanted = {name: rounded[name].float() for name in state}
+    assert {tensor.dtype for tensor in rounded.values()} == {torch.float16, torch.float32, torch.int64}
+    assert model.backbone_digest == state_digest(wanted)
+    assert model.video.projection.weight.equal(wanted["visual.proj"].T)
 
 
 class Dangerous:
