@@ -20,6 +20,13 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(ExitCode.USAGE)
 
 
+def positive_int(text: str) -> int:
+    """The type of an argument that is a positive whole number."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
 def config_parser(prog: str, description: str) -> Parser:
     """A parser with what every engine command takes: `--config C [key.path=value ...]`."""
     parser = Parser(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dgl_scale.config import ModelConfig
-from dgl_scale.entry import Parser, run_command
+from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ExitCode
 
 _DIGEST_CHARACTERS = 12
@@ -33,10 +33,10 @@ def _parser() -> Parser:
     importing.add_argument("--pretrained", default="openai", metavar="TAG|FILE", help="its weights; the checkpoint itself will do (openai)")
     importing.add_argument("--output", default="prompts.safetensors", metavar="FILE", help="where to (prompts.safetensors)")
     importing.add_argument(
-        "--num-text-prompts", type=_positive, default=8, metavar="N", help="its --text_prompt_length, prefix and postfix (8)"
+        "--num-text-prompts", type=positive_int, default=8, metavar="N", help="its --text_prompt_length, prefix and postfix (8)"
     )
     importing.add_argument(
-        "--num-frames", type=_positive, metavar="T", help="its --max_frames (transformer: as its table says; linear: 12)"
+        "--num-frames", type=positive_int, metavar="T", help="its --max_frames (transformer: as its table says; linear: 12)"
     )
     features = get_args(ModelConfig.model_fields["video_feature"].annotation)
     importing.add_argument("--video-feature", choices=features, default="global_0", help="its --visual_output_type (global_0)")
@@ -51,12 +51,6 @@ def _parser() -> Parser:
     for command in (info, importing, exporting):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
 
 
 # The engines are imported inside, so that --help stays instant.

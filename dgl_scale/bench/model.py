@@ -8,7 +8,7 @@ pooling (forward only), and the same CLIP fully fine-tuned. Limit: the step's ow
 import json
 import platform
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +23,14 @@ from dgl_scale.bench.model_scaling import draw_scaling, measure_scaling
 from dgl_scale.bench.step_cost import Memory, Step, count_flops, measure_memory, time_in_turn
 from dgl_scale.bench.train_step import caption_length, random_batch, train_step
 from dgl_scale.config import ModelConfig
-from dgl_scale.entry import Parser, run_command
+from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ConfigError, ExitCode
 from dgl_scale.files import write_json, write_text
 from dgl_scale.model import DGL, build_model
 from dgl_scale.model.backbone import load_backbone
 from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step
+from dgl_scale.model.precision import DTYPES
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LIMIT = "matrix products"
 _SCALING_CLIPS = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu")
 
@@ -66,15 +66,17 @@ def _parser() -> Parser:
     parser = Parser(prog="dgl-scale bench model", description="A training step of DGL beside its rivals and its limit, in one run.")
     parser.add_argument("--clip", default="ViT-B-32-quickgelu", metavar="NAME", help="open_clip model or model-config file, random weights")
     parser.add_argument("--latent-space", nargs="+", choices=("linear", "transformer"), default=["linear", "transformer"])
-    parser.add_argument("--num-frames", type=_positive, default=12, metavar="T")
-    parser.add_argument("--videos", type=_positive, default=4, metavar="B", help="micro-batch: videos and captions")
-    parser.add_argument("--words", type=_positive, default=32, metavar="L", help="padded caption positions; captions fill a third of them")
+    parser.add_argument("--num-frames", type=positive_int, default=12, metavar="T")
+    parser.add_argument("--videos", type=positive_int, default=4, metavar="B", help="micro-batch: videos and captions")
+    parser.add_argument(
+        "--words", type=positive_int, default=32, metavar="L", help="padded caption positions; captions fill a third of them"
+    )
     parser.add_argument("--local", type=int, default=4, metavar="N", help="local prompts a frame")
-    parser.add_argument("--global", type=_positive, default=4, metavar="G", dest="num_globals", help="global prompts")
-    parser.add_argument("--precision", choices=tuple(_DTYPES), default="fp32")
+    parser.add_argument("--global", type=positive_int, default=4, metavar="G", dest="num_globals", help="global prompts")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=_positive, default=None, help="CPU threads (default: all)")
-    parser.add_argument("--rounds", type=_positive, default=5, help="rounds; each contender once a round, the fastest counts")
+    parser.add_argument("--threads", type=positive_int, default=None, help="CPU threads (default: all)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="rounds; each contender once a round, the fastest counts")
     parser.add_argument("--compile", action="store_true", help="one more contender: DGL with compiled layers")
     parser.add_argument("--no-rivals", action="store_true", help="DGL and the limit only")
     parser.add_argument("--profile", action="store_true", help="print the operations that take longest")
@@ -83,12 +85,6 @@ def _parser() -> Parser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
 
 
 def _run(arguments: Namespace) -> int:
@@ -120,7 +116,7 @@ def _run(arguments: Namespace) -> int:
 
 def _scaling(arguments: Namespace, report: dict[str, Any]) -> int:
     config = model_config(arguments, arguments.latent_space[0])
-    dtype, device = _DTYPES[arguments.precision], torch.device(arguments.device)
+    dtype, device = DTYPES[arguments.precision], torch.device(arguments.device)
     points = measure_scaling(config, clips=_SCALING_CLIPS, dtype=dtype, device=device, rounds=arguments.rounds)
     write_text(Path(arguments.scaling), draw_scaling(points))
     if arguments.json:
@@ -141,7 +137,7 @@ def model_config(arguments: Namespace, latent_space: Any) -> ModelConfig:
 
 def measure(config: ModelConfig, arguments: Namespace) -> tuple[list[Measurement], float | None]:
     """Measure all contenders; and the largest difference of features between DGL and its literal rival, if both ran."""
-    device, dtype = torch.device(arguments.device), _DTYPES[arguments.precision]
+    device, dtype = torch.device(arguments.device), DTYPES[arguments.precision]
     model = build_model(config, dtype=dtype, device=device)
     frames, tokens = random_batch(model, arguments.videos, arguments.num_frames, arguments.words, dtype, device)
     steps: dict[str, Step] = {"DGL": train_step(model, frames, tokens)}
@@ -229,7 +225,7 @@ def _frozen_and_tuned(config: ModelConfig, frames: Tensor, tokens: Tensor, dtype
 def _estimate(config: ModelConfig, arguments: Namespace) -> StepEstimate:
     shape = load_backbone(config.clip, None, with_weights=False).shape
     size = StepSize(arguments.videos, arguments.videos, arguments.num_frames, caption_length(arguments.words))
-    return estimate_step(config, shape, size, bytes_per_value=_DTYPES[arguments.precision].itemsize)
+    return estimate_step(config, shape, size, bytes_per_value=DTYPES[arguments.precision].itemsize)
 
 
 def _title(config: ModelConfig, arguments: Namespace) -> str:

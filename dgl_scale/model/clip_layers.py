@@ -18,6 +18,7 @@ from dgl_scale.model.clip_shape import ClipShape, TowerShape
 
 R = TypeVar("R")
 _MOST_COMPILATIONS = 128
+_COMPILER = "inductor"
 
 
 class ClipLayer(nn.Module):
@@ -114,5 +115,5 @@ def _compiled(function: Callable[..., R]) -> Callable[..., R]:
     # All layers of a tower have one shape, so one compilation serves them. Static shapes are faster, and few: a first
     # layer without gradients and the others, training and not, with prompts and without, some caption lengths.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_COMPILATIONS)
-    compiled: Callable[..., R] = torch.compile(function, fullgraph=True, dynamic=False)
+    compiled: Callable[..., R] = torch.compile(function, fullgraph=True, dynamic=False, backend=_COMPILER)
     return compiled
