@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dgl_scale.config import ModelConfig
 from dgl_scale.errors import CheckpointError, DataError
+from dgl_scale.model.attention_maps import TextAttention, VideoAttention, text_attention, video_attention
 from dgl_scale.model.backbone import Backbone, load_backbone
 from dgl_scale.model.clip_layers import LayerExecution
 from dgl_scale.model.clip_shape import ClipShape
@@ -110,6 +111,27 @@ class DGL(nn.Module):
         """L2-normalised features `[B, T, E]` of the frozen CLIP for frames as of `encode_video`, any T."""
         self._check_frames(frames, any_count=True)
         return _normalise(self.video.frame_features(frames))
+
+    def attention_maps(self, frames: Tensor, tokens: Tensor, layer: int = -1) -> tuple[VideoAttention, TextAttention]:
+        """What the features look at: attention weights of one layer, slowly. Arguments and errors as of `forward`.
+
+        Args:
+            frames, tokens: as of `encode_video` and `encode_text`.
+            layer: of each tower, counted from its end if negative; -1 is where the features are read.
+
+        Raises:
+            DataError: also where a tower has no such layer.
+        """
+        self._check_frames(frames)
+        self._check_tokens(tokens)
+        depths = len(self.video.layers), len(self.text.layers)
+        if not -min(depths) <= layer < min(depths):
+            raise DataError(f"layer {layer} is not in both towers, which have {depths[0]} and {depths[1]} layers")
+        prompts = self._prompts()
+        grid = self.shape.image_size // self.shape.patch_size
+        video = video_attention(self.video, frames, None if prompts is None else prompts[:2], layer % depths[0], grid)
+        tokens = tokens.to(self.video.projection.weight.device)
+        return video, text_attention(self.text, tokens, None if prompts is None else prompts[2], layer % depths[1])
 
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:
         """Cosines `[N, M]` of text features `[N, E]` and video features `[M, E]`, times `logit_scale.exp()`."""

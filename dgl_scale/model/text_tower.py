@@ -43,12 +43,12 @@ class TextTower(nn.Module):
         embedded = self.embedding(tokens.to(device))
         start, words = embedded[:1, :1], embedded[:, 1:]  # [1, 1, D], [C, L-1, D]
         last_word = (ends - 1).to(device)
-        causal = _causal_bias(words)
+        causal = causal_bias(words)
         run = self.execution.run
         for index, layer in enumerate(self.layers):
             prompts = prefix[index] if prefix is not None and index < len(prefix) else None
             if index < len(self.layers) - 1:
-                start, words = run(_full_layer, layer, start, words, prompts, causal)
+                start, words = run(full_layer, layer, start, words, prompts, causal)
             else:
                 read = run(_last_layer, layer, start, words, prompts, last_word)
         features: Tensor = self.projection(self.ln_final(read))
@@ -64,12 +64,12 @@ class TextTower(nn.Module):
         return tokens[:, :longest]
 
 
-def _full_layer(layer: ClipLayer, start: Tensor, words: Tensor, prompts: Tensor | None, causal: Tensor) -> tuple[Tensor, Tensor]:
+def full_layer(layer: ClipLayer, start: Tensor, words: Tensor, prompts: Tensor | None, causal: Tensor) -> tuple[Tensor, Tensor]:
     """Start token `[1, 1, D]` and words `[C, L-1, D]` after the layer."""
     normed = layer.ln_1(words)
-    shared = _shared_keys_values(layer, start, prompts)
+    shared = shared_keys_values(layer, start, prompts)
     bias = torch.cat([causal.new_zeros(causal.shape[0], shared.shape[1]), causal], dim=1)
-    mixed = attend(layer.query(normed), _with_shared(shared, layer.key_value(normed)), layer.num_heads, bias)
+    mixed = attend(layer.query(normed), with_shared(shared, layer.key_value(normed)), layer.num_heads, bias)
     # Attention over a single key is that key's value.
     start_value = shared[:, :1].chunk(2, dim=-1)[1]
     return layer.finish(start, start_value), layer.finish(words, mixed)
@@ -78,17 +78,17 @@ def _full_layer(layer: ClipLayer, start: Tensor, words: Tensor, prompts: Tensor 
 def _last_layer(layer: ClipLayer, start: Tensor, words: Tensor, prompts: Tensor | None, last_word: Tensor) -> Tensor:
     """The end-of-text tokens `[C, D]` after the layer; `last_word` `[C]` is their place among the words."""
     normed = layer.ln_1(words)
-    shared = _shared_keys_values(layer, start, prompts)
+    shared = shared_keys_values(layer, start, prompts)
     captions = torch.arange(len(words), device=words.device)
     hidden = torch.arange(words.shape[1], device=words.device) > last_word[:, None]
     bias = words.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
     bias = torch.cat([bias.new_zeros(len(words), shared.shape[1]), bias], dim=1)[:, None, None]  # [C, 1, 1, M]
     query = layer.query(normed[captions, last_word]).unsqueeze(1)
-    mixed = attend(query, _with_shared(shared, layer.key_value(normed)), layer.num_heads, bias)
+    mixed = attend(query, with_shared(shared, layer.key_value(normed)), layer.num_heads, bias)
     return layer.finish(words[captions, last_word], mixed.squeeze(1))
 
 
-def _shared_keys_values(layer: ClipLayer, start: Tensor, prompts: Tensor | None) -> Tensor:
+def shared_keys_values(layer: ClipLayer, start: Tensor, prompts: Tensor | None) -> Tensor:
     """Keys and values `[1, 1 + N, 2 * D]` that every word sees: the start token's and the prefix prompts'."""
     keys_values: Tensor = layer.key_value(layer.ln_1(start))
     if prompts is None:
@@ -96,10 +96,12 @@ def _shared_keys_values(layer: ClipLayer, start: Tensor, prompts: Tensor | None)
     return torch.cat([keys_values, layer.prompt_keys_values(prompts).unsqueeze(0)], dim=1)
 
 
-def _with_shared(shared: Tensor, keys_values: Tensor) -> Tensor:
+def with_shared(shared: Tensor, keys_values: Tensor) -> Tensor:
+    """The words' keys and values `[C, L-1, 2 * D]` behind those that all captions share, `[C, 1+N+L-1, 2 * D]`."""
     return torch.cat([shared.expand(len(keys_values), -1, -1), keys_values], dim=1)  # [C, 1+N+L-1, 2*D]
 
 
-def _causal_bias(words: Tensor) -> Tensor:
+def causal_bias(words: Tensor) -> Tensor:
+    """What hides later words `[C, L-1, D]` from earlier ones, `[L-1, L-1]`, in their type."""
     size = words.shape[1]
     return words.new_full((size, size), float("-inf")).triu_(1)

@@ -47,7 +47,7 @@ class VideoTower(nn.Module):
         for index, layer in enumerate(self.layers):
             prompts = local_prompts[index] if index < len(local_prompts) and local_prompts.shape[2] else None
             if index < len(self.layers) - 1:
-                frame_tokens, global_tokens = run(_full_layer, layer, frame_tokens, global_tokens, prompts)
+                frame_tokens, global_tokens = run(full_layer, layer, frame_tokens, global_tokens, prompts)
             else:
                 read = run(_last_layer, layer, frame_tokens, global_tokens, prompts, num_global_read, reads_frames)
         # The projection is linear: the mean of projected tokens is the projection of their mean.
@@ -59,15 +59,15 @@ class VideoTower(nn.Module):
         tokens = self.embedding(frames.to(self.dtype))
         for index, layer in enumerate(self.layers):
             num_read = tokens.shape[2] if index < len(self.layers) - 1 else CLASS_TOKEN
-            tokens = self.execution.run(_plain_layer, layer, tokens, num_read)
+            tokens = self.execution.run(plain_layer, layer, tokens, num_read)
         features: Tensor = self.projection(self.ln_post(tokens.squeeze(2)))
         return features
 
 
-def _full_layer(layer: ClipLayer, frames: Tensor, global_tokens: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
+def full_layer(layer: ClipLayer, frames: Tensor, global_tokens: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
     """All frame tokens `[B, T, S, D]` and global tokens `[B, G, D]` after the layer."""
     normed_frames, normed_globals = layer.ln_1(frames), layer.ln_1(global_tokens)
-    keys_values = _keys_values(layer, normed_frames, prompts, normed_globals)
+    keys_values = keys_values_of(layer, normed_frames, prompts, normed_globals)
     mixed_frames = attend_in_frames(layer.query(normed_frames), keys_values, layer.num_heads)
     mixed_globals = attend_over_video(layer.query(normed_globals), keys_values, global_tokens.shape[1], layer.num_heads)
     return layer.finish(frames, mixed_frames), layer.finish(global_tokens, mixed_globals)
@@ -78,7 +78,7 @@ def _last_layer(
 ) -> Tensor:
     """Only the tokens that the feature reads, `[B, R, D]`: global ones, then a class token of each frame."""
     normed_frames, normed_globals = layer.ln_1(frames), layer.ln_1(global_tokens)
-    keys_values = _keys_values(layer, normed_frames, prompts, normed_globals)
+    keys_values = keys_values_of(layer, normed_frames, prompts, normed_globals)
     read = []
     if num_global_read:
         query = layer.query(normed_globals[:, :num_global_read])
@@ -91,14 +91,15 @@ def _last_layer(
     return torch.cat(read, dim=1)
 
 
-def _plain_layer(layer: ClipLayer, frames: Tensor, num_read: int) -> Tensor:
+def plain_layer(layer: ClipLayer, frames: Tensor, num_read: int) -> Tensor:
+    """The first `num_read` tokens of each frame `[B, T, S, D]` after the layer, each frame on its own."""
     normed = layer.ln_1(frames)
     query = layer.query(normed[:, :, :num_read])
     mixed = attend_in_frames(query, layer.key_value(normed), layer.num_heads)
     return layer.finish(frames[:, :, :num_read], mixed)
 
 
-def _keys_values(layer: ClipLayer, frames: Tensor, prompts: Tensor | None, global_tokens: Tensor) -> Tensor:
+def keys_values_of(layer: ClipLayer, frames: Tensor, prompts: Tensor | None, global_tokens: Tensor) -> Tensor:
     """Keys and values `[B, T, S + N + G, 2 * D]` of normed tokens and raw prompts."""
     local_prompts = None if prompts is None else layer.prompt_keys_values(prompts)
     return join_keys_values(layer.key_value(frames), local_prompts, layer.key_value(global_tokens))
