@@ -30,6 +30,11 @@ class Tokenizer:
         padded = [row + [0] * (self.max_words - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64).reshape(len(texts), self.max_words)
 
+    def pieces(self, tokens: Tensor) -> list[str]:
+        """The text that each token id of `[L]` stands for, with the space behind it; start and end in angle brackets."""
+        names = {self._bpe.sot_token_id: "‹start›", self._bpe.eot_token_id: "‹end›"}
+        return [names.get(token) or self._bpe.decode([token]) for token in tokens.tolist()]
+
     def _encode(self, text: str) -> list[int]:
         """What `bpe.encode(text)[: max_words - 2]` gives, without encoding what is cut off.
 

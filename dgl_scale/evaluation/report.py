@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dgl_scale.evaluation.attention_picture import AttentionExample
 from dgl_scale.evaluation.charts import Curve, plot_curve
 from dgl_scale.evaluation.metrics import METRICS
 from dgl_scale.evaluation.retrieval import DIRECTIONS
@@ -80,6 +81,7 @@ class Report:
         summary: one sentence; `summarise` makes one.
         split: what the figures are of, such as "240 captions of 200 held-out clips".
         examples_rule: how the examples were chosen, and of which model they are.
+        attention: clips with what the model looks at in them.
         commands: to repeat it, in order.
         coverage: figures of the shard build by name, empty where unknown.
     """
@@ -91,6 +93,7 @@ class Report:
     curves: Sequence[Curve] = ()
     examples: Sequence[QueryExample] = ()
     examples_rule: str = ""
+    attention: Sequence[AttentionExample] = ()
     commands: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     coverage: Mapping[str, Any] = field(default_factory=dict)

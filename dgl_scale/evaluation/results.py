@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dgl_scale.errors import CheckpointError, DataError
+from dgl_scale.evaluation.attention_picture import AttentionExample, write_examples
 from dgl_scale.evaluation.embedding import Annotations
 from dgl_scale.evaluation.features import Features
 from dgl_scale.evaluation.ranks import DirectionRanks
@@ -78,13 +79,21 @@ def evaluation_folder(run_folder: Path, checkpoint: Checkpoint, split: str) -> P
 
 
 def write_results(
-    folder: Path, results: dict[str, Any], retrieval: Retrieval, features: Features, annotations: Annotations, *, step: int | None
+    folder: Path,
+    results: dict[str, Any],
+    retrieval: Retrieval,
+    features: Features,
+    annotations: Annotations,
+    *,
+    step: int | None,
+    attention: Sequence[AttentionExample] = (),
 ) -> None:
     """Write an evaluation folder in one piece; an earlier one of the same name is replaced.
 
     Args:
         results: the content of results.json; all numbers finite.
         step: of the TensorBoard scalars; None writes none.
+        attention: clips with what the model looks at, for the report.
 
     Raises:
         DglError: the folder cannot be written; an earlier one is then still there.
@@ -96,6 +105,8 @@ def write_results(
     with atomic_folder(fresh) as temporary:
         write_json(temporary / RESULTS, results)
         pyarrow.parquet.write_table(ranks_table(retrieval, features, annotations), temporary / RANKS)
+        if attention:
+            write_examples(temporary, attention)
         if step is not None:
             writer = MetricsWriter(temporary, 0)
             writer.record(step, {f"{results['split']}/{name}": value for name, value in flat_metrics(retrieval.ranking).items()})

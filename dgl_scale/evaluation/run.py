@@ -10,12 +10,15 @@ import torch
 
 from dgl_scale.config import RunConfig
 from dgl_scale.data.index import load_split
+from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import ConfigError
+from dgl_scale.evaluation.attention_picture import attention_examples
 from dgl_scale.evaluation.embedding import load_model, read_annotations
 from dgl_scale.evaluation.results import Checkpoint, evaluation_folder, resolve_checkpoint, write_results
 from dgl_scale.evaluation.retrieval import evaluate_features
 from dgl_scale.evaluation.workers import EncodingJob, Progress, encode_with_workers
-from dgl_scale.model.precision import fastest_precision
+from dgl_scale.model import DGL
+from dgl_scale.model.precision import Precision, fastest_precision
 
 _VERSIONS_OF = ("dgl-scale", "torch", "open_clip_torch", "ray", "deepspeed", "webdataset", "numpy")
 
@@ -43,16 +46,16 @@ def evaluate_checkpoint(
     index = load_split(split_folder)
     config, device = _place(config, device)
     if config.training.precision == "auto":
-        precision = fastest_precision(torch.device(device))
-        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
-    counts = _count_parameters(config, checkpoint)
+        config = _with_precision(config, fastest_precision(torch.device(device)))
+    # Loading here first also tells a wrong checkpoint before any worker starts. In fp32, which every CPU computes.
+    model = load_model(_with_precision(config, "fp32"), checkpoint.prompts, torch.device("cpu"))
     job = EncodingJob(config, checkpoint.prompts, str(Path(split_folder).expanduser().resolve()), device)
     features = encode_with_workers(job, index.num_videos, progress)
     annotations = read_annotations(index, features.keys)
     retrieval = evaluate_features(features, config.evaluation, twins=annotations.twins, seed=config.seed)
     results = {
         **retrieval.figures,
-        **counts,
+        **_count_parameters(model, checkpoint),
         "model": _describe(config, checkpoint),
         "checkpoint": checkpoint.name if checkpoint.prompts is None else str(checkpoint.prompts),
         "step": checkpoint.step,
@@ -65,7 +68,9 @@ def evaluate_checkpoint(
         "versions": package_versions(),
     }
     folder = evaluation_folder(Path(config.output).expanduser() / config.name, checkpoint, split)
-    write_results(folder, results, retrieval, features, annotations, step=checkpoint.step)
+    tokenizer = load_tokenizer(config.model.clip, config.data.max_words)
+    attention = attention_examples(model, index, tokenizer, config, features, retrieval.ranking.text_to_video)
+    write_results(folder, results, retrieval, features, annotations, step=checkpoint.step, attention=attention)
     return folder, results
 
 
@@ -86,9 +91,11 @@ def _place(config: RunConfig, device: str) -> tuple[RunConfig, str]:
     return config.model_copy(update={"evaluation": evaluation.model_copy(update={"gpus_per_worker": share})}), "cuda"
 
 
-def _count_parameters(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Loading here first also tells a wrong checkpoint before any worker starts."""
-    model = load_model(config, checkpoint.prompts, torch.device("cpu"))
+def _with_precision(config: RunConfig, precision: Precision) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+
+
+def _count_parameters(model: DGL, checkpoint: Checkpoint) -> dict[str, Any]:
     trained = sum(parameter.numel() for _, parameter in model.trainable_parameters()) if checkpoint.prompts is not None else 0
     total = sum(parameter.numel() for parameter in model.parameters())
     return {"trained_parameters": trained, "trained_share": trained / total}

@@ -8,6 +8,7 @@ from typing import Any
 from dgl_scale.data.index import SplitIndex, load_split
 from dgl_scale.data.reader import SampleReader
 from dgl_scale.errors import DataError
+from dgl_scale.evaluation.attention_picture import read_examples
 from dgl_scale.evaluation.charts import Curve, Series
 from dgl_scale.evaluation.film_strip import film_strip
 from dgl_scale.evaluation.report import Candidate, QueryExample, Report, report_row, summarise, write_report
@@ -44,6 +45,7 @@ def report_run(run_folder: Path, output: Path) -> None:
             curves=run_curves({run_folder.name: run_folder}),
             examples=examples,
             examples_rule=rule,
+            attention=read_examples(folders[shown]),
             commands=[shlex.join(["python", *evaluation["command"]]) for evaluation in evaluations],
             versions=results["versions"],
             coverage=build_coverage(Path(results["split_folder"])),

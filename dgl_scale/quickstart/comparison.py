@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dgl_scale.data.index import load_split
+from dgl_scale.evaluation.attention_picture import read_examples
 from dgl_scale.evaluation.metrics import Difference, paired_bootstrap
 from dgl_scale.evaluation.report import Report, report_row, summarise, write_report
 from dgl_scale.evaluation.results import read_ranks, read_results
@@ -95,6 +96,7 @@ def write_comparison(path: Path, rows: list[ComparisonRow], runs: Mapping[str, P
             curves=run_curves(runs),
             examples=query_examples(read_ranks(shown.folder, "text_to_video"), index),
             examples_rule=examples_rule(shown.name, results["queries"]),
+            attention=read_examples(shown.folder),
             commands=commands,
             versions=results["versions"],
             coverage=build_coverage(Path(results["split_folder"])),
