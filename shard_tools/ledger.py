@@ -23,6 +23,7 @@ _SCHEMA = pyarrow.schema(
         pyarrow.field("n_captions", pyarrow.int32()),
         pyarrow.field("duration", pyarrow.float64()),
         pyarrow.field("sha256", pyarrow.string()),
+        pyarrow.field("decoder", pyarrow.string()),
     ]
 )
 
@@ -36,6 +37,7 @@ class LedgerRow:
         offset, size: the sample's bytes in the tar, headers included; None if it failed.
         duration: of the stored segment, in seconds.
         sha256: of the bytes `offset` to `offset + size`.
+        decoder: which backend decoded it, `decord` or `pyav`.
     """
 
     key: str
@@ -48,6 +50,7 @@ class LedgerRow:
     n_captions: int | None = None
     duration: float | None = None
     sha256: str | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def test_a_ledger_comes_back_and_its_bytes_are_stable(tmp_path: Path) -> None:
 
 def test_the_columns_are_the_documented_ones(tmp_path: Path) -> None:
     write_ledger(tmp_path / "l.parquet", Ledger((LEDGER.rows[1],)))
-    names = ["key", "video_id", "status", "error", "offset", "size", "n_frames", "n_captions", "duration", "sha256"]
+    names = ["key", "video_id", "status", "error", "offset", "size", "n_frames", "n_captions", "duration", "sha256", "decoder"]
     assert pyarrow.parquet.read_schema(tmp_path / "l.parquet").names == names
     assert read_ledger(tmp_path / "l.parquet").tar_sha256 is None
 
