@@ -4,6 +4,7 @@ import functools
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -40,9 +41,10 @@ _JPEG_OPTIONS = ("-pix_fmt", "yuvj444p", "-q:v", "2")
 
 @dataclass(frozen=True)
 class Result:
-    """Wall-clock seconds of a contestant, and the bytes that it wrote."""
+    """What a contestant took, its child processes included: wall-clock and CPU seconds; and the bytes that it wrote."""
 
     seconds: float
+    cpu_seconds: float
     bytes: int
 
 
@@ -81,9 +83,14 @@ def _contend(name: str, clips: list[Path], core: int, work: Path, barrier: Barri
             _scaled_size(clip)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         barrier.wait()
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), _cpu_seconds()
         written = _CONTESTANTS[name](clips, Path(folder))
-        queue.put(Result(time.perf_counter() - begin, written))
+        queue.put(Result(time.perf_counter() - begin, _cpu_seconds() - cpu_begin, written))
+
+
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _start(clips: list[Path], folder: Path) -> int:

@@ -13,7 +13,9 @@ from shard_tools.fingerprints import HASH_BITS, Hashes
 
 _TABLES = 12
 _MIN_KEY_BITS, _MAX_KEY_BITS = 10, 30
-# Frames that half the world shares (a logo on white) fill one key; each is compared with so many that follow it.
+# A frame that very many share (a logo on white) tells nothing: half of a video's frames must match, and others find it.
+_MAX_EQUAL = 512
+# Of a key's frames each is compared with so many that follow it, so that cost stays linear.
 _MAX_NEIGHBOURS = 24
 _BLOCK_PAIRS = 1 << 16
 _SEED = 0
@@ -62,11 +64,17 @@ def _candidates(frames: Hashes, video: np.ndarray) -> Iterator[np.ndarray]:
         keys = frames & mask
         # Within a key by the whole hash, so that the nearest are neighbours.
         order = np.lexsort((frames, keys))
-        keys, ordered = keys[order], video[order]
+        keys, ordered = _drop_common(keys[order], video[order])
         found = [_distinct(ordered[:-step][same], ordered[step:][same]) for step, same in _equal_keys(keys)]
         pairs = np.unique(np.concatenate([*found, np.empty((0, 2), dtype=np.int64)]), axis=0)
         for start in range(0, len(pairs), _BLOCK_PAIRS):
             yield pairs[start : start + _BLOCK_PAIRS]
+
+
+def _drop_common(keys: Hashes, video: np.ndarray) -> tuple[Hashes, np.ndarray]:
+    _, counts = np.unique(keys, return_counts=True)
+    kept = np.repeat(counts <= _MAX_EQUAL, counts)
+    return keys[kept], video[kept]
 
 
 def _equal_keys(keys: Hashes) -> Iterator[tuple[int, np.ndarray]]:

@@ -111,7 +111,8 @@ def test_changed_copies_are_found_and_different_videos_are_not(build: Path, caps
     print(f"precision {len(right)} of {len(near)}, recall {recall}")
     assert number >= 12
     assert near == right, "different videos are called one"
-    assert recall.pop("mirrored") <= 0.2 and recall.pop("cropped by 10%") >= 0.7
+    # Of two seconds, a quarter second is much: other frames are compared.
+    assert recall.pop("mirrored") <= 0.2 and recall.pop("a quarter second later") >= 0.5
     assert min(recall.values()) >= 0.9
     text = capsys.readouterr().out
     assert "exact test/copy = train/03" in text and "of test, also in train" in text
@@ -184,11 +185,11 @@ def test_the_tables_find_what_comparing_all_finds(seed: int, flips: int, blank: 
 
 def test_a_frame_that_everybody_has_stays_cheap() -> None:
     rng = np.random.default_rng(0)
-    hashes = rng.integers(1, 1 << 63, (20_000, 8), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    hashes = rng.integers(1, 1 << 63, (5_000, 8), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     hashes[:, 0] = 12345  # The same title in every video; half of the frames are needed for a match.
     hashes[-1] = hashes[0]
     pairs, _ = similar_pairs(hashes, None, 12, 0.5)
-    assert pairs.tolist() == [[0, 19_999]]
+    assert pairs.tolist() == [[0, 4_999]]
 
 
 @pytest.mark.parametrize(
