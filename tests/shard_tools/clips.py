@@ -48,6 +48,7 @@ def encode(
     if codec not in av.codecs_available:
         pytest.skip(f"PyAV {av.__version__} has no encoder {codec}")
     height, width = frames[0].shape[:2]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, pixels, 1

@@ -125,7 +125,7 @@ def test_mirror_images_on_request(build: Path) -> None:
     assert main([str(build), "--workers", "1", "--mirrored"]) == 0
     rows = pyarrow.parquet.read_table(build / "leakage.parquet").to_pylist()
     mirrored = {row["other_key"] for row in rows if row["key"].endswith("mirrored") and row["split"] != row["other_split"]}
-    assert len(mirrored) >= 0.9 * len(different_clips())
+    assert len(mirrored) >= 0.9 * len(different_clips()), f"{len(mirrored)} found"
 
 
 def test_the_exclusions_are_what_training_leaves_out(build: Path, tmp_path: Path) -> None:
