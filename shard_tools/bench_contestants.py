@@ -1,5 +1,6 @@
 """What `bench shards` times, each in a process of its own on one core: our build, the bare loop, and the ffmpeg chain."""
 
+import bisect
 import functools
 import math
 import multiprocessing
@@ -223,7 +224,10 @@ def compare_jpeg(clips: Sequence[Path], work: Path) -> dict[str, float]:
         theirs += _ffmpeg_jpegs_of(of_clip, work / f"quality-{number}")
         frames += of_clip
     goal = _psnr(frames, theirs)
-    quality = next(quality for quality in range(50, 101) if quality == 100 or _psnr(frames, _encoded(frames, quality)) >= goal)
+    qualities = range(50, 101)
+    quality = qualities[
+        min(bisect.bisect_left(qualities, goal, key=lambda each: _psnr(frames, _encoded(frames, each))), len(qualities) - 1)
+    ]
     at_goal, as_built = _encoded(frames, quality), _encoded(frames, _QUALITY)
     return {
         "ffmpeg -q:v 2, PSNR": round(goal, 2),
