@@ -91,8 +91,10 @@ def read_ledger(path: Path) -> Ledger:
         DataError: missing, damaged, or not a ledger.
     """
     try:
-        table = pyarrow.parquet.read_table(path, columns=[field.name for field in fields(LedgerRow)], partitioning=None)
+        table = pyarrow.parquet.read_table(path, partitioning=None)
         tar = table.schema.metadata
+        # Builds of before a column came have none; a column that must be there is missed by LedgerRow.
+        table = table.select([field.name for field in fields(LedgerRow) if field.name in table.column_names])
         rows = tuple(LedgerRow(**{**row, "status": Status(row["status"])}) for row in table.to_pylist())
         return Ledger(rows, int(tar[b"tar_bytes"]), tar[b"tar_sha256"].decode() or None)
     except (OSError, pyarrow.lib.ArrowException, KeyError, TypeError, ValueError) as error:
