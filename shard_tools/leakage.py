@@ -81,7 +81,7 @@ def find_leakage(splits: dict[str, Fingerprints], mirrored: bool, max_distance: 
     content = np.concatenate([each.content for each in prints])
     hashes = np.concatenate([each.hashes for each in prints])
     others = np.concatenate([each.mirrored for each in prints]) if mirrored else None
-    exact = _equal_pairs(content)
+    exact = _equal_pairs(content, split_of)
     near, shares = similar_pairs(hashes, others, max_distance, _MIN_SHARE)
     found = dict.fromkeys(exact, ("exact", 1.0))
     for one, other, share in zip(*near.T.tolist(), shares.tolist(), strict=True):
@@ -174,15 +174,14 @@ def _joined(parts: Sequence[Fingerprints]) -> Fingerprints:
     )
 
 
-def _equal_pairs(content: Hashes) -> list[tuple[int, int]]:
-    """Each value with the first one that equals it: a thousand copies are a thousand pairs, not half a million."""
-    first: dict[int, int] = {}
-    pairs = []
-    for place, value in enumerate(content.tolist()):
-        original = first.setdefault(value, place)
-        if original != place:
-            pairs.append((original, place))
-    return pairs
+def _equal_pairs(content: Hashes, split_of: np.ndarray) -> list[tuple[int, int]]:
+    """Each value with the first equal one of every split: a thousand copies are a few thousand pairs, not half a million."""
+    places = list(enumerate(zip(content.tolist(), split_of.tolist(), strict=True)))
+    firsts: dict[int, dict[int, int]] = {}
+    for place, (value, split) in places:
+        firsts.setdefault(value, {}).setdefault(split, place)
+    pairs = {(min(first, place), max(first, place)) for place, (value, _) in places for first in firsts[value].values() if first != place}
+    return sorted(pairs)
 
 
 def _shared_captions(one: Fingerprints, other: Fingerprints, same: bool) -> tuple[int, int]:

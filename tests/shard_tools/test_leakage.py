@@ -15,8 +15,8 @@ from dgl_scale.errors import DataError
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.bench_clips import encode_clip, footage
 from shard_tools.build_record import BuildRecord, write_shard_lists
-from shard_tools.fingerprints import normalise_caption
-from shard_tools.leakage import main, read_fingerprints
+from shard_tools.fingerprints import Fingerprints, normalise_caption
+from shard_tools.leakage import exclusions, find_leakage, main, read_fingerprints
 from shard_tools.plan import plan_shards
 from shard_tools.similar import similar_pairs
 from shard_tools.writer import build_shard
@@ -205,6 +205,15 @@ def test_a_frame_that_everybody_has_stays_cheap() -> None:
 )
 def test_captions_lose_their_spelling(caption: str, normal: str) -> None:
     assert normalise_caption(caption) == normal
+
+
+def test_every_copy_of_a_leaked_video_is_excluded() -> None:
+    def prints(keys: list[str], content: list[int]) -> Fingerprints:
+        blank, none = np.zeros((len(keys), 8), dtype=np.uint64), np.empty(0, dtype=np.uint64)
+        return Fingerprints(keys, np.array(content, dtype=np.uint64), blank, blank, none, none.astype(np.int64))
+
+    splits = {"train": prints(["a", "b", "c", "d"], [7, 7, 8, 7]), "validation": prints(["e"], [7])}
+    assert exclusions(find_leakage(splits, mirrored=False), "train") == ["a", "b", "d"]
 
 
 def test_what_is_no_build_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], build: Path) -> None:
