@@ -19,7 +19,12 @@ _COMMANDS = {
     "bench": ("dgl_scale.bench.command", "measure a claim of speed beside its rival or its limit"),
 }
 # These run as processes of their own: the shard tools load no torch, and dgl_scale does not depend on them.
-_SHARD_TOOLS = {"build": "shard_tools.build", "verify": "shard_tools.verify"}
+_SHARD_TOOLS = {
+    "build": "shard_tools.build",
+    "verify": "shard_tools.verify",
+    "stats": "shard_tools.stats",
+    "leakage": "shard_tools.leakage",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +49,11 @@ def _shards(words: Sequence[str]) -> int:
     if words and words[0] not in {"-h", "--help"}:
         return _unknown(f"shards {words[0]}", [f"shards {name}" for name in _SHARD_TOOLS])
     sys.stdout.write(
-        "usage: dgl-scale shards {build,verify} …\n\n"
-        "  build   video files to WebDataset shards\n"
-        "  verify  read all shards back and compare with their hashes\n"
+        "usage: dgl-scale shards {build,verify,stats,leakage} …\n\n"
+        "  build    video files to WebDataset shards\n"
+        "  verify   read all shards back and compare with their hashes\n"
+        "  stats    print and draw lengths, captions, sizes and failures\n"
+        "  leakage  find videos and captions that two splits share\n"
     )
     return ExitCode.DONE if words else ExitCode.USAGE
 
@@ -62,7 +69,7 @@ def _unknown(name: str, known: Sequence[str]) -> int:
 
 def _usage() -> str:
     rows = [(name, text) for name, (_, text) in _COMMANDS.items()]
-    rows.insert(1, ("shards", "build and verify WebDataset shards (build, verify)"))
+    rows.insert(1, ("shards", "WebDataset shards: build, verify, stats, leakage"))
     lines = [f"  {name:<11} {text}" for name, text in rows]
     return (
         "usage: dgl-scale COMMAND …\n\nDistributed training of DGL prompts over a frozen CLIP for text-video retrieval.\n\n"

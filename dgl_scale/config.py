@@ -55,6 +55,8 @@ class DataConfig(Section):
     """Split folder by which the best checkpoint is chosen; null: none is chosen."""
     test: str | None = None
     """Split folder of the final evaluation."""
+    exclude: str | None = None
+    """File of keys, one a line, left out of training, as `dgl-scale shards leakage --write-exclusions` writes it; null: none."""
     max_words: Annotated[int, Field(ge=3)] = 32
     """Token positions of a caption, start and end tokens included."""
     train_frames: Literal["random", "uniform"] = "random"

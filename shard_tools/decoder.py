@@ -124,7 +124,8 @@ def serve() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    from shard_tools.video import decode_video, failure_of, quiet_decoders
+    from shard_tools.backends import quiet_decoders
+    from shard_tools.video import decode_video, failure_of
 
     quiet_decoders()
     replies.write(b"ready\n")

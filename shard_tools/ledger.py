@@ -23,6 +23,7 @@ _SCHEMA = pyarrow.schema(
         pyarrow.field("n_captions", pyarrow.int32()),
         pyarrow.field("duration", pyarrow.float64()),
         pyarrow.field("sha256", pyarrow.string()),
+        pyarrow.field("decoder", pyarrow.string()),
     ]
 )
 
@@ -36,6 +37,7 @@ class LedgerRow:
         offset, size: the sample's bytes in the tar, headers included; None if it failed.
         duration: of the stored segment, in seconds.
         sha256: of the bytes `offset` to `offset + size`.
+        decoder: which backend decoded it, `decord` or `pyav`.
     """
 
     key: str
@@ -48,6 +50,7 @@ class LedgerRow:
     n_captions: int | None = None
     duration: float | None = None
     sha256: str | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,10 @@ def read_ledger(path: Path) -> Ledger:
         DataError: missing, damaged, or not a ledger.
     """
     try:
-        table = pyarrow.parquet.read_table(path, columns=[field.name for field in fields(LedgerRow)], partitioning=None)
+        table = pyarrow.parquet.read_table(path, partitioning=None)
         tar = table.schema.metadata
+        # Builds of before a column came have none; a column that must be there is missed by LedgerRow.
+        table = table.select([field.name for field in fields(LedgerRow) if field.name in table.column_names])
         rows = tuple(LedgerRow(**{**row, "status": Status(row["status"])}) for row in table.to_pylist())
         return Ledger(rows, int(tar[b"tar_bytes"]), tar[b"tar_sha256"].decode() or None)
     except (OSError, pyarrow.lib.ArrowException, KeyError, TypeError, ValueError) as error:

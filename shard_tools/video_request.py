@@ -29,6 +29,7 @@ class DecodedVideo:
         duration: of the segment, in seconds.
         fps: average frame rate of the source.
         width, height: of the stored frames, in pixels.
+        decoder: which backend served, `decord` or `pyav`.
     """
 
     frames: list[bytes]
@@ -37,3 +38,4 @@ class DecodedVideo:
     fps: float
     width: int
     height: int
+    decoder: str

@@ -71,13 +71,13 @@ def build_shard(plan: ShardPlan, config: ShardsConfig, output: Path) -> ShardSum
         tar: _HashingTar | None = None
         for planned in plan.samples:
             try:
-                sample = _make_sample(planned, config, decoder)
+                sample, backend = _make_sample(planned, config, decoder)
             except SampleFailure as failure:
                 rows.append(LedgerRow(planned.key, clean_text(planned.video.video_id), failure.status, failure.message))
                 continue
             # Opened by the first good sample: a tar without samples is an error to many readers.
             tar = tar or stack.enter_context(_hashing_tar(tar_path))
-            rows.append(tar.add(sample))
+            rows.append(replace(tar.add(sample), decoder=backend))
     ledger = Ledger(tuple(rows)) if tar is None else tar.ledger(rows)
     write_ledger(tar_path.with_suffix(".parquet"), ledger)
     return _summary(plan, ledger)
@@ -205,7 +205,7 @@ def _hashing_tar(path: Path) -> Iterator[_HashingTar]:
             tar.discard()
 
 
-def _make_sample(planned: PlannedSample, config: ShardsConfig, decoder: Decoder) -> Sample:
+def _make_sample(planned: PlannedSample, config: ShardsConfig, decoder: Decoder) -> tuple[Sample, str]:
     video = planned.video
     if video.problem is not None:
         raise video.problem
@@ -221,7 +221,7 @@ def _make_sample(planned: PlannedSample, config: ShardsConfig, decoder: Decoder)
             jpeg_quality=frames.jpeg_quality,
         )
     )
-    return Sample(planned.key, decoded.frames, _metadata(video, decoded))
+    return Sample(planned.key, decoded.frames, _metadata(video, decoded)), decoded.decoder
 
 
 def _video_path(folder: Path, name: str) -> Path:

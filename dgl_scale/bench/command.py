@@ -12,7 +12,9 @@ _BENCHMARKS = {
     "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
 }
 # A process of its own, as all shard tools: dgl_scale does not depend on them.
-_SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {}
+_SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {
+    "shards": ("shard_tools.bench", "clips a second of a shard build beside the bare decoder, and beside ffmpeg with ShardWriter"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

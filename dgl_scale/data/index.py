@@ -1,6 +1,6 @@
 """The index of a split: where each readable sample of its shards lies. The door of pyarrow for reading."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class SplitIndex:
         offset, size: int64 `[V]`, the sample's bytes in its tar, headers included.
         num_frames, num_captions: int64 `[V]`.
         sha256: uint8 `[V, 32]`, of those bytes.
-        digest: SHA-256 of the shard list (names, sizes, hashes): equal digests, equal shards.
+        digest: SHA-256 of the shard list (names, sizes, hashes) and of what is excluded: equal digests, equal samples.
     """
 
     folder: Path
@@ -75,12 +75,16 @@ class SplitIndex:
         return Location(str(self.keys[i]), shard, int(self.offset[i]), int(self.size[i]), self.sha256[i].tobytes())
 
 
-def load_split(folder: str | Path) -> SplitIndex:
+def load_split(folder: str | Path, exclude: str | Path | None = None) -> SplitIndex:
     """Read the index of a split: `index.json` and the Parquet file beside each shard.
+
+    Args:
+        exclude: a text file of keys, one a line, whose samples are left out as if they were not there.
 
     Raises:
         DataError: no such folder, no `index.json`, a shard missing or of another size than listed, a
-            Parquet file missing or not as stated, or no readable sample at all.
+            Parquet file missing or not as stated, or no readable sample at all; `exclude` cannot be
+            read, or names a key that the split does not have.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -92,7 +96,26 @@ def load_split(folder: str | Path) -> SplitIndex:
     rows = _read_rows(shards)
     index = SplitIndex(folder=root, shards=shards, digest=_digest(listed), **rows)
     _check_rows(index, listed)
-    return index
+    return index if exclude is None else _without(index, Path(exclude).expanduser())
+
+
+def _without(index: SplitIndex, exclude: Path) -> SplitIndex:
+    try:
+        excluded = sorted({line.strip() for line in exclude.read_text(encoding="utf-8").splitlines()} - {""})
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.exclude {exclude} cannot be read as text: {getattr(error, 'strerror', None) or error}") from error
+    unknown = sorted(set(excluded) - set(index.keys.tolist()))
+    if unknown:
+        raise DataError(
+            f"data.exclude {exclude} names {len(unknown)} keys that {index.folder} does not have ({unknown[0]!r} first); "
+            "was it written for other shards?"
+        )
+    keep = ~np.isin(index.keys.astype(str), excluded)
+    if not keep.any():
+        raise DataError(f"data.exclude {exclude} names every sample of {index.folder}; nothing is left to read")
+    columns = ("keys", "video_ids", "shard", "offset", "size", "num_frames", "num_captions", "sha256")
+    kept = {name: getattr(index, name)[keep] for name in columns}
+    return replace(index, **kept, digest=json_sha256([index.digest, excluded]) if excluded else index.digest)
 
 
 def _shard_list(root: Path) -> list[dict[str, Any]]:

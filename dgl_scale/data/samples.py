@@ -100,8 +100,17 @@ def decode_members(members: Iterable[tuple[str, bytes]]) -> Sample:
     key = keys.pop()
     if metadata is None or not frames:
         raise DataError(f"sample {key} has no {'frames' if metadata else 'metadata'}; its shard is damaged, build it again")
+    return Sample(key, frames, decode_metadata(key, metadata))
+
+
+def decode_metadata(key: str, content: bytes) -> SampleMetadata:
+    """The content of `<key>.json`.
+
+    Raises:
+        DataError: it is not as stated.
+    """
     try:
-        return Sample(key, frames, SampleMetadata(**json.loads(metadata)))
+        return SampleMetadata(**json.loads(content))
     except (TypeError, ValueError) as error:
         raise DataError(f"metadata of sample {key} is not as expected: {error}") from error
 

@@ -74,7 +74,7 @@ def _build_trainer(
     accumulation: int,
 ) -> Trainer:
     training, data = config.training, config.data
-    index = load_split(str(data.train))
+    index = load_split(str(data.train), data.exclude)
     tokenizer = load_tokenizer(config.model.clip, data.max_words)
     loader = TrainLoader(
         index,

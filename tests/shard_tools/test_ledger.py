@@ -27,7 +27,7 @@ def test_a_ledger_comes_back_and_its_bytes_are_stable(tmp_path: Path) -> None:
 
 def test_the_columns_are_the_documented_ones(tmp_path: Path) -> None:
     write_ledger(tmp_path / "l.parquet", Ledger((LEDGER.rows[1],)))
-    names = ["key", "video_id", "status", "error", "offset", "size", "n_frames", "n_captions", "duration", "sha256"]
+    names = ["key", "video_id", "status", "error", "offset", "size", "n_frames", "n_captions", "duration", "sha256", "decoder"]
     assert pyarrow.parquet.read_schema(tmp_path / "l.parquet").names == names
     assert read_ledger(tmp_path / "l.parquet").tar_sha256 is None
 
@@ -41,3 +41,13 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"key": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(DataError, match="is no ledger"):
         read_ledger(tmp_path / "other.parquet")
+
+
+def test_a_ledger_of_before_the_decoder_was_recorded(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "new.parquet", LEDGER)
+    table = pyarrow.parquet.read_table(tmp_path / "new.parquet")
+    pyarrow.parquet.write_table(table.drop_columns(["decoder"]), tmp_path / "old.parquet")
+    assert read_ledger(tmp_path / "old.parquet") == LEDGER
+    pyarrow.parquet.write_table(table.drop_columns(["key"]), tmp_path / "no_key.parquet")
+    with pytest.raises(DataError, match="is no ledger"):
+        read_ledger(tmp_path / "no_key.parquet")

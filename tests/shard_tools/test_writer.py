@@ -16,6 +16,7 @@ from shard_tools.failures import Status
 from shard_tools.ledger import read_ledger
 from shard_tools.plan import ShardPlan, plan_shards
 from shard_tools.writer import build_shard, finished_shard, read_tar
+from tests.shard_tools.clips import encode, picture
 
 
 @pytest.fixture
@@ -121,6 +122,20 @@ def test_nothing_is_left_of_a_shard_that_stops_half_way(
         with pytest.raises(DglError, match=r"cannot write .*toy-train-000000\.tar: No space left on device"):
             build_shard(plan, shards_config, tmp_path)
     assert os.listdir(tmp_path / "train") == []
+
+
+def test_the_row_tells_which_decoder_served(shards_config: ShardsConfig, tmp_path: Path) -> None:
+    # AVI says nothing of the order of its frames, and decord believes what it guesses.
+    for name in ("one.mp4", "two.avi"):
+        encode(tmp_path / "videos" / name, "libx264", [picture(i) for i in range(12)])
+    config = shards_config.model_copy(update={"videos": str(tmp_path / "videos")})
+    videos = [AnnotatedVideo(name, name, ("c",), "train") for name in ("one.mp4", "two.avi", "none.mp4")]
+    (plan,) = plan_shards(videos, "toy", 10, None, None)
+    build_shard(plan, config, tmp_path)
+    rows = read_ledger(tmp_path / "train" / "toy-train-000000.parquet").rows
+    assert [row.decoder for row in rows] == ["decord", "pyav", None]
+    samples = [decode_members(members) for _, members in read_tar(tmp_path / "train" / "toy-train-000000.tar")]
+    assert samples[0].metadata.frame_times == samples[1].metadata.frame_times == [0.0, 0.3, 0.6, 1.0]
 
 
 def test_real_footage_goes_into_a_shard_and_back(real_clips: list[Path], shards_config: ShardsConfig, tmp_path: Path) -> None:
