@@ -81,9 +81,9 @@ class Report:
         summary: one sentence; `summarise` makes one.
         split: what the figures are of, such as "240 captions of 200 held-out clips".
         examples_rule: how the examples were chosen, and of which model they are.
-        attention: clips with what the model looks at in them.
         commands: to repeat it, in order.
         coverage: figures of the shard build by name, empty where unknown.
+        attention: clips with what the model looks at in them.
     """
 
     title: str
@@ -93,10 +93,10 @@ class Report:
     curves: Sequence[Curve] = ()
     examples: Sequence[QueryExample] = ()
     examples_rule: str = ""
-    attention: Sequence[AttentionExample] = ()
     commands: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     coverage: Mapping[str, Any] = field(default_factory=dict)
+    attention: Sequence[AttentionExample] = ()
 
 
 def write_report(path: Path, report: Report) -> None:

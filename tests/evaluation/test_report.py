@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dgl_scale.evaluation.attention_picture import AttentionExample
 from dgl_scale.evaluation.charts import Curve, Series
 from dgl_scale.evaluation.metrics import METRICS
 from dgl_scale.evaluation.report import Candidate, QueryExample, Report, ReportRow, render_report, summarise, write_report
@@ -58,7 +59,9 @@ def report() -> Report:
     right = Candidate("clip-2", b"\xff\xd8other", 20.25, "a red star", True)
     examples = [QueryExample(EVIL, 1.0, [right, wrong]), QueryExample("a blue ring", 7.5, [wrong, wrong], right)]
     curves = [Curve(EVIL, "step", "loss", [Series(EVIL, [(0, 3.0), (10, 1.0)])]), Curve("empty", "step", "R@1", [Series("a", [])])]
-    return Report(EVIL, EVIL, EVIL, rows, curves, examples, EVIL, [EVIL], {EVIL: EVIL}, {EVIL: EVIL})
+    elsewhere = {name: 0.1 for name in ("class tokens", "local prompts", "global prompts", "prefix prompts")}
+    attention = AttentionExample(EVIL, EVIL, 2.5, [(b"jpeg", 0.25), (b"jpeg", 0.75)], [(EVIL, 0.9)], elsewhere)
+    return Report(EVIL, EVIL, EVIL, rows, curves, examples, EVIL, [EVIL], {EVIL: EVIL}, {EVIL: EVIL}, [attention])
 
 
 def test_every_text_is_escaped(report: Report) -> None:
@@ -67,7 +70,7 @@ def test_every_text_is_escaped(report: Report) -> None:
     assert "script" not in names
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert [a["src"] for tag, a in page.tags if tag == "img" and not str(a["src"]).startswith("data:image/jpeg;base64,")] == []
-    assert page.text.count(EVIL) >= 12
+    assert page.text.count(EVIL) >= 15
 
 
 def test_nothing_is_fetched(report: Report) -> None:
@@ -86,7 +89,7 @@ def test_figures_and_marks_are_there(report: Report) -> None:
     for text in ("54.2", "49.2–59.8", "71.2", "60.0–80.0", "277,000", "0.67%", "rank 7.5", "found first", "right clip", "21.50"):
         assert text in page.text, text
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == 7
     assert all(attributes["alt"] for attributes in images)
     assert sum(attributes.get("class") == "candidate right" for _, attributes in page.tags) == 2
     assert sum(tag == "polyline" for tag, _ in page.tags) == 1
