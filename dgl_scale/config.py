@@ -177,6 +177,19 @@ class DecoderConfig(Section):
     memory_limit_gib: PositiveFloat = 4.0
 
 
+class StorageConfig(Section):
+    """Transfers from and to object storage and web servers."""
+
+    scratch: str | None = None
+    """Folder for the videos and shards that a task fetches or writes; null: the system's temporary folder."""
+    max_video_gib: PositiveFloat = 4.0
+    """A larger remote video costs itself."""
+    attempts: PositiveInt = 8
+    """Tries of a transfer that is cut, slow or corrupt, with growing pauses."""
+    timeout_s: PositiveFloat = 60.0
+    """Silence of a server that ends a try."""
+
+
 class ColumnsConfig(Section):
     """Column names of a table of videos."""
 
@@ -210,7 +223,10 @@ class ShardsConfig(Section):
     """Splits to build; null: all."""
     frames: FramesConfig = FramesConfig()
     decoder: DecoderConfig = DecoderConfig()
+    storage: StorageConfig = StorageConfig()
     max_samples_per_shard: PositiveInt = 1000
+    max_shard_bytes: PositiveInt | None = None
+    """A shard whose tar would grow larger goes on in another (a single larger sample is alone in its tar); null: no limit."""
     shuffle_seed: NonNegativeInt | None = 0
     """Seed of the order of samples within a split; null keeps the annotations' order."""
     max_failed_fraction: Fraction = 0.05

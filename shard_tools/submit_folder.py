@@ -12,17 +12,19 @@ from urllib.parse import unquote, urlparse
 
 from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import ConfigError
+from shard_tools.urls import is_url
 
 _COPY_MARK = "/runtime_resources/working_dir_files/"
 
 
 def resolve_paths(config: ShardsConfig) -> ShardsConfig:
-    """The config with absolute `annotations`, `videos` and `output`; `~` is the home folder.
+    """The config with absolute `annotations`, `videos` and `output`; `~` is the home folder, URLs stay as they are.
 
     Raises:
         ConfigError: a path is relative, this is Ray's copy of a folder, and the original is not known.
     """
-    paths = {name: os.path.expanduser(value) for name in ("annotations", "videos", "output") if (value := getattr(config, name))}
+    names = ("annotations", "videos", "output")
+    paths = {name: os.path.expanduser(value) for name in names if (value := getattr(config, name)) and not is_url(value)}
     relative = [name for name, value in paths.items() if not os.path.isabs(value)]
     if not relative:
         return config.model_copy(update=paths)

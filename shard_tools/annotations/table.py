@@ -12,33 +12,45 @@ from dgl_scale.config import ColumnsConfig
 from dgl_scale.errors import ConfigError, DataError
 from shard_tools.annotations.videos import AnnotatedVideo, check_split, clean_text, join_rows, json_values, parse_captions, parse_segment
 from shard_tools.failures import SampleFailure
+from shard_tools.urls import public_url
 
 _MAX_CSV_FIELD_CHARS = 1 << 24
 
 
 def read_table(path: Path, columns: ColumnsConfig, default_split: str) -> list[AnnotatedVideo]:
-    """The videos of a table, in order of first appearance.
+    """The videos of a table, in order of first appearance; rows of the same video are joined.
 
-    The suffix tells the format. A caption is a text or, in JSONL and Parquet, a list of texts; rows of
-    the same video are joined. Columns that no key of `columns` names go to `extra` where JSON can hold them.
+    Raises:
+        ConfigError, DataError: as `table_rows`; two videos of one id.
+    """
+    return join_rows(table_rows(path, columns, default_split))
+
+
+def table_rows(path: Path, columns: ColumnsConfig, default_split: str) -> Iterator[AnnotatedVideo]:
+    """A video per row of a table, as they stand; a table larger than the memory is read in passing.
+
+    The suffix tells the format. A caption is a text or, in JSONL and Parquet, a list of texts. Columns
+    that no key of `columns` names go to `extra` where JSON can hold them.
 
     Raises:
         ConfigError: a suffix that is not known.
-        DataError: the file is missing or malformed, lacks a column, or names two videos by one id.
+        DataError: the file is missing or malformed, or lacks a column.
     """
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"annotations {path} must end in {', '.join(sorted(readers))}")
+    is_empty = True
     try:
-        videos = join_rows(_video(row, where, columns, default_split) for where, row in reader(path))
+        for where, row in reader(path):
+            is_empty = False
+            yield _video(row, where, columns, default_split)
     except OSError as error:
         raise DataError(f"cannot read annotations {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"annotations {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if not videos:
+    if is_empty:
         raise DataError(f"annotations {path} has no rows")
-    return videos
 
 
 def _video(row: dict[str, Any], where: str, columns: ColumnsConfig, default_split: str) -> AnnotatedVideo:
@@ -46,7 +58,7 @@ def _video(row: dict[str, Any], where: str, columns: ColumnsConfig, default_spli
         if column not in row:
             raise DataError(f"{where} has no column {column!r}; it has {', '.join(map(str, row)) or 'none'} (set `columns`)")
     path = _text(row[columns.video], columns.video, where)
-    video_id = _text(row[columns.video_id], columns.video_id, where) if columns.video_id else PurePosixPath(path).stem
+    video_id = _text(row[columns.video_id], columns.video_id, where) if columns.video_id else PurePosixPath(public_url(path)).stem
     split = check_split(_text(row[columns.split], columns.split, where), where) if columns.split else default_split
     named = {columns.video, columns.caption, columns.video_id, columns.split, columns.start, columns.end}
     extra = json_values({str(key): value for key, value in row.items() if key not in named})
