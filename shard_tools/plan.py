@@ -59,15 +59,17 @@ class Plan(Sequence[ShardPlan]):
         splits: names of the splits that are built, sorted.
         num_videos: in all these shards.
         annotations_sha256: of everything that the annotations say, also of splits that are not built.
+        scratch_bytes: on disk at most while the plan was made.
     """
 
-    def __init__(self, dataset: str, shards: Spool, sizes: dict[str, array[int]], annotations_sha256: str) -> None:
+    def __init__(self, dataset: str, shards: Spool, sizes: dict[str, array[int]], annotations_sha256: str, scratch_bytes: int) -> None:
         self._dataset = dataset
         self._shards = shards
         self._sizes = sizes
         self.splits = sorted(sizes)
         self.num_videos = sum(sum(numbers) for numbers in sizes.values())
         self.annotations_sha256 = annotations_sha256
+        self.scratch_bytes = scratch_bytes
 
     def __len__(self) -> int:
         return sum(map(len, self._sizes.values()))
@@ -199,7 +201,8 @@ def _cut(rows: Spool, shards: Spool, dataset: str, size: int, splits: Sequence[s
     unknown = sorted(set(splits or ()) - set(digests))
     if unknown:
         raise ConfigError(f"splits: no video of split {unknown[0]!r}; the annotations have {', '.join(sorted(digests))}")
-    return Plan(dataset, shards, sizes, json_sha256({split: digest.hexdigest() for split, digest in digests.items()}))
+    digest = json_sha256({split: digest.hexdigest() for split, digest in digests.items()})
+    return Plan(dataset, shards, sizes, digest, rows.num_bytes + shards.num_bytes)
 
 
 def _join(rows: pyarrow.Table) -> Iterator[tuple[int, str, str, str]]:

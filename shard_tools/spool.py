@@ -26,7 +26,7 @@ class Spool:
         folder: where the file lies; None: the system's temporary folder.
 
     Attributes:
-        num_rows: written so far.
+        num_rows, num_bytes: written so far.
     """
 
     def __init__(self, schema: pyarrow.Schema, folder: str | None = None) -> None:
@@ -35,7 +35,7 @@ class Spool:
         self._rows: dict[Hashable, list[tuple[Any, ...]]] = {}
         # Offset, length, offset, length ... of each bucket's batches.
         self._extents: dict[Hashable, array[int]] = {}
-        self._end = 0
+        self.num_bytes = 0
         self.num_rows = 0
 
     def append(self, bucket: Hashable, row: tuple[Any, ...]) -> None:
@@ -81,13 +81,13 @@ class Spool:
             writer.write_batch(pyarrow.record_batch(columns, schema=self._schema))
         content = sink.getvalue()
         try:
-            self._file.seek(self._end)
+            self._file.seek(self.num_bytes)
             self._file.write(content)
             self._file.flush()
         except OSError as error:
             raise scratch_error(error) from error
-        self._extents.setdefault(bucket, array("Q")).extend((self._end, len(content)))
-        self._end += len(content)
+        self._extents.setdefault(bucket, array("Q")).extend((self.num_bytes, len(content)))
+        self.num_bytes += len(content)
         self.num_rows += len(rows)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from dgl_scale.config import ShardsConfig
+from dgl_scale.errors import DataError
 
 Location = str | Path
 """A local path, or the URL of something remote."""
@@ -59,13 +60,14 @@ def url_inside(folder: str, name: str) -> str:
     """The URL of an annotated, relative `name` below the URL of a folder.
 
     Raises:
-        ValueError: it leads out of the folder.
+        DataError: it leads out of the folder.
+        ValueError: it holds control characters.
     """
     normal = posixpath.normpath(name)
     if name.startswith("/") or "\\" in name or normal == ".." or normal.startswith("../"):
-        raise ValueError(name)
+        raise DataError(f"path {name!r} leads out of {public_url(folder)}")
     if any(ord(character) < ord(" ") for character in name):
-        raise ValueError(name)
+        raise ValueError("control characters")
     if scheme_of(folder) not in {"http", "https"}:
         return f"{folder.rstrip('/')}/{normal}"
     # A query at the end of the folder (a signature for all files below it) goes to the end of the whole.

@@ -1,4 +1,4 @@
-"""Read every shard of a build back and compare it with its ledger and lists.
+"""Read every shard of a build back and compare it with its ledger and lists. The door of webdataset.
 
     python -m shard_tools.verify OUT
 
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import webdataset
+
 from dgl_scale.data.samples import decode_members
 from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import DataError, DglError, ExitCode
 from dgl_scale.files import file_sha256
 from shard_tools.failures import Status, one_line
-from shard_tools.hashing_tar import read_tar
 from shard_tools.ledger import Ledger, LedgerRow, read_ledger
 from shard_tools.storage import Storage
 from shard_tools.urls import Location, is_url, join, public_url
@@ -156,6 +157,19 @@ def _check_samples(tar: Path, ledger: Ledger) -> list[str]:
     if position != len(rows):
         problems.append(f" has {position} samples, its Parquet {len(rows)}")
     return problems
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Key and tar members of each sample, as WebDataset's own reader sees them.
+
+    Raises:
+        Exception: whatever WebDataset raises for a damaged tar.
+    """
+    with open(path, "rb") as stream:
+        files = webdataset.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
+        for sample in webdataset.tariterators.group_by_keys(files):
+            key = sample["__key__"]
+            yield key, [(f"{key}.{suffix}", content) for suffix, content in sample.items() if not suffix.startswith("__")]
 
 
 def _good_rows(ledger: Ledger) -> list[LedgerRow]:

@@ -32,7 +32,8 @@ def local_video(videos: str, name: str, storage: Storage, max_bytes: int) -> Ite
         try:
             path = stack.enter_context(storage.local_copy(location, max_bytes))
         except NotThereError as error:
-            raise SampleFailure(Status.MISSING, f"{public_url(location)}: no such file") from error
+            place = f"{public_url(location)}: no such file" if is_url(name) else "no such file in the videos folder"
+            raise SampleFailure(Status.MISSING, place) from error
         except TooLargeError as error:
             message = f"{public_url(location)}: more than storage.max_video_gib ({max_bytes / 2**30:g} GiB)"
             raise SampleFailure(Status.TOO_LARGE, message) from error

@@ -12,7 +12,9 @@ _BENCHMARKS = {
     "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
 }
 # A process of its own, as all shard tools: dgl_scale does not depend on them.
-_SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {}
+_SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {
+    "plan": ("shard_tools.bench_plan", "planning the shards of millions of videos: time, memory, disk"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

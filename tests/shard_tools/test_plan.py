@@ -1,3 +1,6 @@
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from dgl_scale.data.samples import check_key
 from dgl_scale.errors import ConfigError, DataError
 from shard_tools.annotations.videos import AnnotatedVideo
+from shard_tools.failures import SampleFailure, Status
 from shard_tools.plan import ShardPlan, plan_shards, sample_key
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=120)
@@ -67,6 +71,50 @@ def test_another_split_changes_nothing() -> None:
     both = plan_shards(videos(15, "test") + videos(30), "d", 10, 0, None)
     assert [plan for plan in both if plan.split == "train"] == list(alone)
     assert list(plan_shards(videos(15, "test") + videos(30), "d", 10, 0, ["train", "train"])) == list(alone)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_rows_of_a_video_are_joined_wherever_they_stand(seed: int | None) -> None:
+    rows = [AnnotatedVideo(f"v{i % 700}", f"{i % 700}.mp4", (f"caption {i}",), "train") for i in range(2100)]
+    rows.append(AnnotatedVideo("silent", "s.mp4", (), "train"))
+    plan = plan_shards(rows, "d", 300, seed, None)
+    found = [planned for shard in plan for planned in shard.samples]
+    assert plan.num_videos == len(found) == 701 and [len(shard.samples) for shard in plan] == [300, 300, 101]
+    by_id = {planned.key: planned.video for planned in found}
+    assert all(by_id[f"v{i}"].captions == tuple(f"caption {j}" for j in range(i, 2100, 700)) for i in range(700))
+    assert by_id["silent"].problem is not None and by_id["silent"].problem.status is Status.NO_CAPTION
+    if seed is None:
+        assert [planned.key for planned in found] == [*(f"v{i}" for i in range(700)), "silent"]
+
+
+def test_a_plan_keeps_every_value() -> None:
+    problem = SampleFailure(Status.BAD_SEGMENT, "row 1: no time")
+    videos = [
+        AnnotatedVideo("a\u2028b", "odd \udc80 name.mp4", ("第二", "third 🎬"), "x", 1.5, 2.25, {"n": [1, {"m": None}], "f": 0.1}),
+        AnnotatedVideo("bad", "bad.mp4", ("c",), "x", problem=problem),
+    ]
+    (shard,) = plan_shards(videos, "d", 10, None, None)
+    first, second = (planned.video for planned in shard.samples)
+    assert first == videos[0]
+    assert second.problem is not None and (second.problem.status, second.problem.message) == (problem.status, problem.message)
+
+
+def test_signed_addresses_are_the_same_annotations() -> None:
+    one, other = (AnnotatedVideo("a", f"https://me:{key}@host/a.mp4?signature={key}", ("c",), "train") for key in ("1", "2"))
+    plans = [plan_shards([video], "d", 1, 0, None) for video in (one, other)]
+    assert plans[0].annotations_sha256 == plans[1].annotations_sha256
+    assert plans[1][0].samples[0].video.path == other.path
+
+
+def test_memory_does_not_grow_with_the_videos() -> None:
+    program = "from shard_tools.bench_plan import measure; import json, sys; print(json.dumps(measure(int(sys.argv[1]))))"
+    small, large = (
+        json.loads(subprocess.run([sys.executable, "-c", program, str(rows)], capture_output=True, check=True).stdout)
+        for rows in (20_000, 120_000)
+    )
+    assert (small["rows"], small["shards"]) == (20_000, 21) and large["shards"] == 121
+    # A list of the 100,000 more as Python objects takes 100 MiB.
+    assert large["peak_mib"] - small["peak_mib"] < 70
 
 
 def test_an_unknown_split_is_named() -> None:

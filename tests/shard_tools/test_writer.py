@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import simplejpeg
+import webdataset
 
 from dgl_scale.config import ShardsConfig
 from dgl_scale.data.samples import decode_members, decode_tar_range
@@ -14,9 +15,9 @@ from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.failures import Status
 from shard_tools.finished import finished_shard
-from shard_tools.hashing_tar import read_tar
 from shard_tools.ledger import read_ledger
 from shard_tools.plan import ShardPlan, plan_shards
+from shard_tools.verify import read_tar
 from shard_tools.writer import build_shard
 
 
@@ -77,6 +78,15 @@ def test_any_tar_reader_and_webdataset_read_it(plan: ShardPlan, shards_config: S
     samples = [decode_members(members) for _, members in read_tar(path)]
     assert len(samples) == 9
     assert {sample.metadata.captions[-1] for sample in samples} >= {"第二", "third 🎬"}
+
+
+def test_the_tar_is_what_webdataset_would_write(plan: ShardPlan, shards_config: ShardsConfig, tmp_path: Path) -> None:
+    build_shard(plan, shards_config, tmp_path)
+    path = tmp_path / "train" / f"{plan.name}.tar"
+    with open(tmp_path / "theirs.tar", "wb") as stream, webdataset.TarWriter(stream, "dgl", "dgl", encoder=False, mtime=0) as writer:
+        for key, members in read_tar(path):
+            writer.write({"__key__": key, **{name.removeprefix(f"{key}."): content for name, content in members}})
+    assert (tmp_path / "theirs.tar").read_bytes() == path.read_bytes()
 
 
 def test_the_same_input_gives_the_same_bytes(plan: ShardPlan, shards_config: ShardsConfig, tmp_path: Path) -> None:
