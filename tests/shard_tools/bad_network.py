@@ -17,17 +17,21 @@ class BadNetwork:
 
     Args:
         port: of the server behind.
-        share: of requests that meet each of the four fates.
+        share: of requests that are lost half-way, and of those that are delayed; of downloads and uploads more are damaged.
         delay_s: of a delayed one.
+
+    Attributes:
+        met: how many requests met each fate, and `all`.
     """
 
     def __init__(self, port: int, share: float, delay_s: float, seed: int = 0) -> None:
         self._server_port = port
-        self.share = share
+        self._share = share
         self._delay_s = delay_s
         self._rng = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._tasks: set[asyncio.Task[None]] = set()
         self.met: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -44,45 +48,60 @@ class BadNetwork:
 
     async def _close(self) -> None:
         self._server.close()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        fate = self._rng.choices([*FATES, ""], [*[self.share] * 4, 1 - 4 * self.share])[0]
+        task = asyncio.current_task()
+        assert task is not None
+        # The loop itself holds tasks by weak references only.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await self._pass_on(reader, writer)
+        writer.close()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.read(_BLOCK)
+        # Some requests have nothing to damage, and uploads are few.
+        damage = self._share * {b"PUT": 4, b"GET": 3}.get(first[:3], 0)
+        fate = self._rng.choices(["drop", "delay", "corrupt", ""], [self._share, self._share, damage, 1 - 2 * self._share - damage])[0]
         self.met["all"] += 1
         if fate == "delay":
             self.met[fate] += 1
             await asyncio.sleep(self._delay_s)
-        with contextlib.suppress(OSError):
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
-            there = asyncio.create_task(self._pump(reader, server_writer, fate, "corrupt_request"))
-            await self._pump(server_reader, writer, fate, "corrupt_response")
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        upload = fate == "corrupt" and first.startswith(b"PUT")
+        there = asyncio.create_task(self._pump(first, reader, server_writer, "corrupt_request" if upload else ""))
+        self._tasks.add(there)
+        there.add_done_callback(self._tasks.discard)
+        try:
+            if fate == "drop":
+                self.met[fate] += 1
+                block = await server_reader.read(_BLOCK)
+                writer.write(block[: self._rng.randrange(len(block))])
+            else:
+                await self._pump(b"", server_reader, writer, "corrupt_response" if fate == "corrupt" and not upload else "")
+        finally:
             there.cancel()
             server_writer.close()
-        writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fate: str, mine: str) -> None:
-        head, is_body, is_over = b"", False, False
+    async def _pump(self, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fate: str) -> None:
+        """Pass bytes on, with a bit of the first piece of the body flipped if that is the fate."""
+        head, is_over = b"", not fate
         with contextlib.suppress(OSError):
-            while block := await reader.read(_BLOCK):
-                if not is_body:
-                    head += block
-                    start = head.find(b"\r\n\r\n") + 4 - len(head) + len(block)
-                    is_body = b"\r\n\r\n" in head
-                else:
-                    start = 0
-                if fate == "drop" and mine == "corrupt_response":
-                    self.met[fate] += 1
-                    writer.write(block[: self._rng.randrange(len(block))])
-                    return
+            while block := first or await reader.read(_BLOCK):
+                first = b""
                 # Signatures cover what stands before the body, and a real server refuses a request that lacks them.
-                if fate == mine and is_body and start < len(block) and not is_over:
+                start = 0 if b"\r\n\r\n" in head else (head + block).find(b"\r\n\r\n") + 4 - len(head)
+                head += b"" if b"\r\n\r\n" in head else block
+                if not is_over and b"\r\n\r\n" in head and start < len(block):
                     self.met[fate] += 1
                     is_over = True
                     damaged = bytearray(block)
-                    damaged[self._rng.randrange(max(start, 0), len(block))] ^= 1 << self._rng.randrange(8)
+                    damaged[self._rng.randrange(start, len(block))] ^= 1 << self._rng.randrange(8)
                     block = bytes(damaged)
                 writer.write(block)
                 await writer.drain()

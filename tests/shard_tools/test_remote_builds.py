@@ -123,6 +123,14 @@ def web(source: Path) -> Iterator[str]:
         thread.join()
 
 
+def check_keys_after(requests: int, port: int) -> None:
+    """Let the server accept any keys in so many requests, and then only those that it knows."""
+    address = f"http://127.0.0.1:{port}/moto-api/reset-auth"
+    request = urllib.request.Request(address, data=str(requests).encode(), headers={"Content-Type": "text/plain"}, method="POST")
+    with urllib.request.urlopen(request):
+        pass
+
+
 def objects(url: str) -> dict[str, bytes]:
     system = fsspec.filesystem("s3", use_listings_cache=False)
     root = url.removeprefix("s3://")
@@ -153,17 +161,13 @@ def test_over_a_bad_network_the_bytes_are_those_of_a_local_build(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     remote = [f"annotations={bucket}/in/annotations.jsonl", f"videos={bucket}/in", f"output={bucket}/out", f"storage.scratch={scratch}"]
-    with BadNetwork(s3_port, share=0.0125, delay_s=0.6, seed=7) as network:
+    with BadNetwork(s3_port, share=0.05, delay_s=0.6, seed=3) as network:
         connect(network.port)
-        # A request meets one of four fates in 5 of 100 cases; ten times that for the first of two builds.
-        for share, output in ((0.125, "harsh"), (0.0125, "out")):
-            network.share = share
-            assert main(["--config", config_file, *remote, f"output={bucket}/{output}"]) == 0
+        assert main(["--config", config_file, *remote]) == 0
     assert all(network.met[fate] for fate in FATES), network.met
     connect(s3_port)
-    for output in ("harsh", "out"):
-        assert without_record(objects(f"{bucket}/{output}")) == reference
-        assert verify_main([f"{bucket}/{output}"]) == 0
+    assert without_record(objects(f"{bucket}/out")) == reference
+    assert verify_main([f"{bucket}/out"]) == 0
     assert list(scratch.iterdir()) == []
     assert SECRET not in "".join(capsys.readouterr()) and not any(SECRET.encode() in content for content in objects(bucket).values())
 
@@ -264,14 +268,11 @@ def test_an_unreachable_server_and_wrong_credentials_are_one_line(
     assert main(arguments) == 1
     assert capsys.readouterr().err == "error: s3://videos: the server cannot be reached (2 attempts)\n"
     connect(s3_port)
-    checks = urllib.request.Request(f"http://127.0.0.1:{s3_port}/moto-api/reset-auth", data=b"0", method="POST")
-    with urllib.request.urlopen(checks):
-        pass
+    check_keys_after(0, s3_port)
     try:
         assert main(arguments) == 1
     finally:
-        with urllib.request.urlopen(urllib.request.Request(checks.full_url, data=b"inf", method="POST")):
-            pass
+        check_keys_after(1_000_000, s3_port)
     assert capsys.readouterr().err == "error: s3://videos: access denied; check the credentials and their rights\n"
 
 
