@@ -66,7 +66,7 @@ def private_ray_folder() -> Iterator[str]:
 
     So are those of a process that was killed and could not do it itself.
     """
-    _remove_abandoned()
+    remove_abandoned()
     folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX)
     if len(folder) > _MAX_FOLDER_LENGTH:
         os.rmdir(folder)
@@ -83,8 +83,8 @@ def private_ray_folder() -> Iterator[str]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_abandoned() -> None:
-    """End the Rays whose owner was killed: their locks are free."""
+def remove_abandoned() -> None:
+    """End the private Rays of this machine whose owners were killed: their locks are free."""
     for parent in {tempfile.gettempdir(), "/tmp"}:  # noqa: S108
         for lock_path in Path(parent).glob(f"{_FOLDER_PREFIX}*/{_LOCK_NAME}"):
             with contextlib.suppress(OSError), open(lock_path, "rb") as lock:

@@ -25,7 +25,7 @@ from dgl_scale.config import ShardsConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.entry import config_parser, parse_arguments, run_command, show_config
 from dgl_scale.errors import ConfigError, DglError, ExitCode, Interrupted
-from dgl_scale.ray_cluster import ray_cluster
+from dgl_scale.ray_cluster import ray_cluster, remove_abandoned
 from shard_tools.output_folder import only_builder
 from shard_tools.submit_folder import resolve_paths
 from shard_tools.urls import Location, is_url, join, public_config, public_url
@@ -97,6 +97,7 @@ def build(config: ShardsConfig, num_cpus: int | None = None, retry_failed: bool 
         plan = plan_shards(videos, config.dataset, *arguments)
     record = BuildRecord(resolved.output, config, plan.annotations_sha256, storage)
     with contextlib.closing(plan), only_builder(resolved.output):
+        remove_abandoned()
         record.begin()
         shards = _build_missing(plan, resolved, storage, record, num_cpus, retry_failed)
         for split in plan.splits:
