@@ -14,7 +14,7 @@ import pyarrow
 
 from shard_tools.scratch import scratch_error, scratch_file
 
-_BATCH_ROWS = 512
+_BATCH_ROWS = 128
 _COMPRESSION = pyarrow.ipc.IpcWriteOptions(compression="zstd")
 
 

@@ -15,6 +15,7 @@ from shard_tools.failures import SampleFailure
 from shard_tools.urls import public_url
 
 _MAX_CSV_FIELD_CHARS = 1 << 24
+_BATCH_ROWS = 4096
 
 
 def read_table(path: Path, columns: ColumnsConfig, default_split: str) -> list[AnnotatedVideo]:
@@ -120,7 +121,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches():
+            for batch in table.iter_batches(_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", row

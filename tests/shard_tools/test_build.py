@@ -186,7 +186,7 @@ def test_retrying_gives_the_bytes_of_a_build_without_the_failures(
 def test_shards_by_bytes(config_file: str, tmp_path: Path, without_ray: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(config_file, "max_samples_per_shard=100") == 0
     whole = read_samples(tmp_path / "shards")
-    limit = 120_000
+    limit = 40_960
     arguments = (config_file, "max_samples_per_shard=100", f"max_shard_bytes={limit}", f"output={tmp_path / 'parts'}")
     assert run(*arguments) == 0
     names = sorted(path.name for path in (tmp_path / "parts" / "train").glob("*.tar"))
