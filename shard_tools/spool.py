@@ -6,6 +6,7 @@ Arrow batches; of each bucket only the places of its batches are in memory.
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -92,4 +93,6 @@ class Spool:
 
     def close(self) -> None:
         """Give the disk space back."""
-        self._file.close()
+        # On a full disk closing fails, for what is still in the buffer; nobody wants that any more.
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -35,6 +35,7 @@ _UNREACHABLE = {
     "ConnectTimeoutError",
     "ConnectionTimeoutError",
 }
+_NO_BUCKET = "specified bucket"
 _T = TypeVar("_T")
 
 
@@ -173,12 +174,13 @@ class Storage:
 
     @contextlib.contextmanager
     def _scratch_file(self) -> Iterator[tuple[BinaryIO, Path]]:
-        with scratch_file(self._config.scratch) as stream:
-            try:
+        try:
+            with scratch_file(self._config.scratch) as stream:
                 # Other processes of this user reach the nameless file through this one's descriptor.
                 yield stream, Path(f"/proc/{os.getpid()}/fd/{stream.fileno()}")
-            except OSError as error:
-                raise scratch_error(error) from error
+        except OSError as error:
+            # On a full disk closing fails too, for what is still in the buffer.
+            raise scratch_error(error) from error
 
     def _fetch(self, url: str, stream: BinaryIO, max_bytes: int | None) -> None:
         digests: list[str] = []
@@ -199,10 +201,17 @@ class Storage:
         self._repeat(url, fetch)
 
     def _send(self, source: Path, url: str) -> None:
+        size, digests = _object_digests(source)
+
         def send(system: Any, path: str) -> None:
-            system.put_file(str(source), path, chunksize=_PART_BYTES)
-            size, digests = _object_digests(source)
-            found = system.info(path, refresh=True)
+            try:
+                system.put_file(str(source), path, chunksize=_PART_BYTES)
+                found = system.info(path, refresh=True)
+            except FileNotFoundError as error:
+                if _NO_BUCKET in str(error):
+                    raise
+                # The name of an upload in parts was damaged on its way, or that of the object.
+                raise _CorruptError("the bytes were stored corrupt") from None
             if found["size"] == size and _etag(found) in digests:
                 return
             sha256, received = hashlib.sha256(), hashlib.sha256()
@@ -228,7 +237,7 @@ class Storage:
             except (TooLargeError, DglError):
                 raise
             except FileNotFoundError as error:
-                bucket = "specified bucket" in str(error)
+                bucket = _NO_BUCKET in str(error)
                 what = f"{scrub(str(error))}; create it or name another" if bucket else "no such file"
                 # `from None`: an exception of the client may quote the address with its credentials.
                 raise (StorageError if bucket else NotThereError)(f"{public_url(url)}: {what}") from None

@@ -2,13 +2,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgl_scale.data.samples import check_key
-from dgl_scale.errors import ConfigError, DataError
+from dgl_scale.errors import ConfigError, DataError, DglError
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.failures import SampleFailure, Status
 from shard_tools.plan import ShardPlan, plan_shards, sample_key
@@ -115,6 +116,16 @@ def test_memory_does_not_grow_with_the_videos() -> None:
     assert (small["rows"], small["shards"]) == (20_000, 21) and large["shards"] == 81
     # As Python objects the 60,000 more take 60 MiB and more.
     assert large["peak_mib"] - small["peak_mib"] < 30
+
+
+def test_a_full_scratch_folder_is_one_line(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("this user cannot mount a small file system")
+    try:
+        with pytest.raises(DglError, match=r"cannot use the scratch folder: No space left on device; set storage\.scratch"):
+            plan_shards(videos(20_000), "d", 1000, 0, None, str(tmp_path))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
 def test_an_unknown_split_is_named() -> None:

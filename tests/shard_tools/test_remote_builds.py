@@ -1,6 +1,7 @@
 """Builds from and into a real S3 server and from a web server, also over a network that is not to be trusted."""
 
 import contextlib
+import random
 import shutil
 import socket
 import subprocess
@@ -19,9 +20,10 @@ import pytest
 import s3fs
 import yaml
 
-from dgl_scale.config import ShardsConfig
+from dgl_scale.config import ShardsConfig, StorageConfig
 from shard_tools.build import main
 from shard_tools.ledger import read_ledger
+from shard_tools.storage import Storage
 from shard_tools.verify import main as verify_main
 from tests.shard_tools.bad_network import FATES, BadNetwork
 
@@ -170,6 +172,25 @@ def test_over_a_bad_network_the_bytes_are_those_of_a_local_build(
     assert verify_main([f"{bucket}/out"]) == 0
     assert list(scratch.iterdir()) == []
     assert SECRET not in "".join(capsys.readouterr()) and not any(SECRET.encode() in content for content in objects(bucket).values())
+
+
+def test_an_upload_in_parts_is_checked_too(bucket: str, connect: Any, s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shard_tools.storage._PART_BYTES", 5 << 20)
+    content = random.Random(0).randbytes(11 << 20)
+    storage = Storage(StorageConfig(timeout_s=2.0, attempts=12))
+    with BadNetwork(s3_port, share=0.1, delay_s=2.5, seed=1) as network:
+        connect(network.port)
+        with storage.output_file(f"{bucket}/large") as stream:
+            stream.write(content)
+        with storage.local_copy(f"{bucket}/large") as path:
+            assert path.read_bytes() == content
+    assert network.met["corrupt_request"], network.met
+    connect(s3_port)
+    assert objects(bucket)["large"] == content
+    with pytest.raises(ZeroDivisionError), storage.output_file(f"{bucket}/never") as stream:
+        stream.write(content)
+        raise ZeroDivisionError
+    assert "never" not in objects(bucket)
 
 
 def test_a_build_in_object_storage_goes_on(
