@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote
 
 from dgl_scale.config import StorageConfig
 from dgl_scale.errors import DataError, DglError
@@ -293,7 +294,8 @@ def _fetch_once(system: Any, path: str, target: _Target) -> str | None:
         from fsspec.callbacks import Callback
 
         callback = Callback()
-        system.get_file(path, target, callback=callback)
+        # What is quoted stays so, to the letter, as a signature covers it.
+        system.get_file(quote(path, safe="%/:=&?~#+!$,;'@()*[]"), target, callback=callback)
         if callback.size is not None and target.size != callback.size:
             raise _CorruptError("the bytes arrived corrupt")
         return None
@@ -343,7 +345,7 @@ def _file_system(scheme: str, timeout_s: float) -> Any:
 
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
             return fsspec.filesystem(
-                "https", use_listings_cache=False, client_kwargs={"timeout": timeout}, headers={"Accept-Encoding": "identity"}
+                "https", encoded=True, use_listings_cache=False, client_kwargs={"timeout": timeout}, headers={"Accept-Encoding": "identity"}
             )
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError:

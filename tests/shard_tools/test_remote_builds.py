@@ -71,6 +71,7 @@ def source(videos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("source") / "videos"
     shutil.copytree(videos_folder, folder, symlinks=True)
     (folder / "silent.mp4").unlink()
+    shutil.copy(folder / "good" / "02.mp4", folder / "odd name + é.mp4")
     return folder
 
 
@@ -223,6 +224,7 @@ def test_videos_from_the_web(
     urls = {
         "good": f"{secret}/good/01.mp4?signature={SECRET}",
         "moved": f"http://{web}/moved",
+        "odd": f"http://{web}/odd name %2B é.mp4",
         "none": f"{secret}/none.mp4?signature={SECRET}",
         "away": f"http://{web}/away?signature={SECRET}",
         "round": f"http://{web}/round",
@@ -238,6 +240,7 @@ def test_videos_from_the_web(
     assert {name: (str(row.status), row.error) for name, row in rows.items()} == {
         "good": ("ok", None),
         "moved": ("ok", None),
+        "odd": ("ok", None),
         "none": ("missing", f"http://{web}/none.mp4: no such file"),
         "away": ("unreachable", f"http://{web}/away: redirects to an address that is neither http nor https"),
         "round": ("unreachable", f"http://{web}/round: redirects without end"),
