@@ -1,5 +1,7 @@
 import hashlib
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -147,3 +149,8 @@ def test_real_footage_goes_into_a_shard_and_back(real_clips: list[Path], shards_
         ("carphone_pristine", 13, 32),
     ]
     assert all(simplejpeg.decode_jpeg(frame).shape == (32, sample.metadata.width, 3) for sample in samples for frame in sample.frames)
+
+
+def test_workers_load_no_torch() -> None:
+    program = "import sys, shard_tools.writer; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
