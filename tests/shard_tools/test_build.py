@@ -184,10 +184,11 @@ def test_retrying_gives_the_bytes_of_a_build_without_the_failures(
 
 
 def test_shards_by_bytes(config_file: str, tmp_path: Path, without_ray: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(config_file, "max_samples_per_shard=100") == 0
+    train = ("max_samples_per_shard=100", "splits=[train]")
+    assert run(config_file, *train) == 0
     whole = read_samples(tmp_path / "shards")
     limit = 40_960
-    arguments = (config_file, "max_samples_per_shard=100", f"max_shard_bytes={limit}", f"output={tmp_path / 'parts'}")
+    arguments = (config_file, *train, f"max_shard_bytes={limit}", f"output={tmp_path / 'parts'}")
     assert run(*arguments) == 0
     names = sorted(path.name for path in (tmp_path / "parts" / "train").glob("*.tar"))
     assert names[0] == "toy-train-000000-part1.tar" and names[-1] == "toy-train-000000.tar" and len(names) > 2
@@ -202,7 +203,7 @@ def test_shards_by_bytes(config_file: str, tmp_path: Path, without_ray: list[str
     assert run(*arguments) == 0 and without_ray == ["toy-train-000000"]
     assert files(tmp_path / "parts") == before
     # A sample larger than the limit is alone in its tar.
-    assert run(config_file, f"max_shard_bytes={10_240}", f"output={tmp_path / 'single'}") == 0
+    assert run(config_file, *train, f"max_shard_bytes={10_240}", f"output={tmp_path / 'single'}") == 0
     assert read_samples(tmp_path / "single") == whole
     index = json.loads((tmp_path / "single" / "train" / "index.json").read_text())
     assert {entry["nsamples"] for entry in index["shardlist"]} == {1}
