@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dgl_scale.config import ShardsConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.entry import config_parser, parse_arguments, run_command, show_config
-from dgl_scale.errors import ConfigError, DataError, DglError, ExitCode, Interrupted
+from dgl_scale.errors import ConfigError, DglError, ExitCode, Interrupted
 from dgl_scale.ray_cluster import ray_cluster
 from shard_tools.submit_folder import resolve_paths
 
@@ -73,6 +73,7 @@ def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
             `max_failed_fraction` of the videos failed.
     """
     # pyarrow, webdataset and what they bring are loaded here, so that --help and --show-config are instant.
+    from shard_tools.annotations.reader import read_annotations
     from shard_tools.build_record import BuildRecord, write_shard_lists
     from shard_tools.plan import annotations_sha256, plan_shards
 
@@ -80,7 +81,7 @@ def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
     output = Path(resolved.output)
     if resolved.output != config.output:
         sys.stderr.write(f"output folder {output}\n")
-    videos = _read_annotations(resolved)
+    videos = read_annotations(resolved)
     plans = plan_shards(videos, config.dataset, config.max_samples_per_shard, config.shuffle_seed, config.splits)
     record = BuildRecord(output, config, annotations_sha256(videos))
     with _only_builder(output):
@@ -89,17 +90,6 @@ def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
         for split in sorted({plan.split for plan in plans}):
             write_shard_lists(output / split, [shard for shard in shards if shard.split == split])
         return _finish(record, shards, resolved, _count_extra(resolved, videos))
-
-
-def _read_annotations(config: ShardsConfig) -> list[AnnotatedVideo]:
-    from shard_tools.annotations.folder import read_folder
-    from shard_tools.annotations.table import read_table
-
-    if config.format == "folder":
-        return read_folder(Path(config.videos), config.default_split)
-    if not Path(config.videos).is_dir():
-        raise DataError(f"videos folder {config.videos} does not exist")
-    return read_table(Path(str(config.annotations)), config.columns, config.default_split)
 
 
 def _count_extra(config: ShardsConfig, videos: Sequence[AnnotatedVideo]) -> int:
@@ -175,12 +165,17 @@ def _cancel(references: list[Any]) -> None:
 
 
 def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsConfig, num_extra: int) -> int:
+    from shard_tools.coverage import coverage_by_split, low_coverage
+
     statuses: Counter[str] = Counter()
     for shard in shards:
         statuses.update(shard.statuses)
     samples, failed = sum(shard.num_samples for shard in shards), sum(shard.num_failed for shard in shards)
     too_many = failed > config.max_failed_fraction * (samples + failed)
-    record.end("too_many_failed" if too_many else "complete", shards, num_extra)
+    covered = coverage_by_split(shards)
+    low = low_coverage(covered, config.require_coverage)
+    record.end("too_many_failed" if too_many else "low_coverage" if low else "complete", shards, num_extra)
+    sys.stdout.writelines(f"{split}: {coverage}\n" for split, coverage in covered.items())
     reasons = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()) if status != "ok")
     sys.stdout.write(
         f"{len(shards)} shards, {samples} samples, {failed} failed{f' ({reasons})' if reasons else ''}, "
@@ -191,6 +186,8 @@ def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsC
             f"{failed} of {samples + failed} videos failed ({reasons}), more than max_failed_fraction {config.max_failed_fraction:g}; "
             f"the Parquet files in {config.output} say why; the good shards stay"
         )
+    if low:
+        raise DglError(f"{low}; the Parquet files in {config.output} name the missing ones; the good shards stay")
     return ExitCode.DONE
 
 

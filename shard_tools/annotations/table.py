@@ -1,10 +1,14 @@
 """Videos from a table: CSV, TSV, JSONL or Parquet, a row per video or per caption."""
 
+import codecs
 import csv
+import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow.parquet
 
@@ -14,13 +18,21 @@ from shard_tools.annotations.videos import AnnotatedVideo, check_split, clean_te
 from shard_tools.failures import SampleFailure
 
 _MAX_CSV_FIELD_CHARS = 1 << 24
+_URL = re.compile(r"(https?|s3)://", re.IGNORECASE)
+_PATTERN_COLUMN = re.compile(r"\{([^{}]+)\}")
 
 
-def read_table(path: Path, columns: ColumnsConfig, default_split: str) -> list[AnnotatedVideo]:
+def is_url(path: str) -> bool:
+    """Whether an annotated path is an http, https or s3 URL, not a file of the videos folder."""
+    return _URL.match(path) is not None
+
+
+def read_table(path: Path, columns: ColumnsConfig, default_split: str, encoding: str = "utf-8") -> list[AnnotatedVideo]:
     """The videos of a table, in order of first appearance.
 
-    The suffix tells the format. A caption is a text or, in JSONL and Parquet, a list of texts; rows of
-    the same video are joined. Columns that no key of `columns` names go to `extra` where JSON can hold them.
+    The suffix tells the format. A video is a path in the videos folder, or a URL. A caption is a text or, in
+    JSONL and Parquet, a list of texts; rows of the same video are joined. Columns that no key of `columns` names
+    go to `extra` where JSON can hold them.
 
     Raises:
         ConfigError: a suffix that is not known.
@@ -31,11 +43,11 @@ def read_table(path: Path, columns: ColumnsConfig, default_split: str) -> list[A
     if reader is None:
         raise ConfigError(f"annotations {path} must end in {', '.join(sorted(readers))}")
     try:
-        videos = join_rows(_video(row, where, columns, default_split) for where, row in reader(path))
+        videos = join_rows(_video(row, where, columns, default_split) for where, row in reader(path, encoding))
     except OSError as error:
         raise DataError(f"cannot read annotations {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"annotations {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except UnicodeError as error:
+        raise DataError(f"annotations {path} is not {encoding.upper()} text: {error}; set encoding, such as encoding=cp1252") from error
     if not videos:
         raise DataError(f"annotations {path} has no rows")
     return videos
@@ -45,10 +57,10 @@ def _video(row: dict[str, Any], where: str, columns: ColumnsConfig, default_spli
     for column in _required(columns):
         if column not in row:
             raise DataError(f"{where} has no column {column!r}; it has {', '.join(map(str, row)) or 'none'} (set `columns`)")
-    path = _text(row[columns.video], columns.video, where)
-    video_id = _text(row[columns.video_id], columns.video_id, where) if columns.video_id else PurePosixPath(path).stem
+    path = _path(row, columns.video, where)
+    video_id = _text(row[columns.video_id], columns.video_id, where) if columns.video_id else _stem(path)
     split = check_split(_text(row[columns.split], columns.split, where), where) if columns.split else default_split
-    named = {columns.video, columns.caption, columns.video_id, columns.split, columns.start, columns.end}
+    named = {*_path_columns(columns.video), columns.caption, columns.video_id, columns.split, columns.start, columns.end}
     extra = json_values({str(key): value for key, value in row.items() if key not in named})
     captions: tuple[str, ...] = ()
     start, end, problem = 0.0, None, None
@@ -63,8 +75,24 @@ def _video(row: dict[str, Any], where: str, columns: ColumnsConfig, default_spli
 
 
 def _required(columns: ColumnsConfig) -> list[str]:
-    names = (columns.video, columns.caption, columns.video_id, columns.split, columns.start, columns.end)
+    names = (*_path_columns(columns.video), columns.caption, columns.video_id, columns.split, columns.start, columns.end)
     return [name for name in names if name is not None]
+
+
+@functools.cache
+def _path_columns(video: str) -> tuple[str, ...]:
+    return tuple(_PATTERN_COLUMN.findall(video)) or (video,)
+
+
+def _path(row: dict[str, Any], video: str, where: str) -> str:
+    if _path_columns(video) == (video,):
+        return _text(row[video], video, where)
+    return _PATTERN_COLUMN.sub(lambda match: _text(row[match[1]], match[1], where), video)
+
+
+def _stem(path: str) -> str:
+    # A URL's query is no part of the file's name.
+    return PurePosixPath(urlsplit(path).path if is_url(path) else path).stem
 
 
 def _text(value: Any, column: str, where: str) -> str:
@@ -75,9 +103,14 @@ def _text(value: Any, column: str, where: str) -> str:
     return value.strip()
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _with_mark(encoding: str) -> str:
+    # utf-8-sig also reads files without the mark.
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def _read_csv(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(_MAX_CSV_FIELD_CHARS)
-    with open(path, encoding="utf-8-sig", newline="") as stream:
+    with open(path, encoding=_with_mark(encoding), newline="") as stream:
         rows = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         try:
             for row in rows:
@@ -89,8 +122,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"{path}: line {rows.reader.line_num} is not valid CSV: {error}") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as stream:
+def _read_jsonl(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open(path, encoding=_with_mark(encoding)) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -104,7 +137,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_parquet(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:

@@ -1,0 +1,145 @@
+"""Reading of published annotation files: text of any usual encoding, JSON, CSV, lists of ids.
+
+Every error is one line that says which key of the config names the file, the file, and the place in it.
+"""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgl_scale.errors import DataError
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """A file of a dataset section of the config.
+
+    Attributes:
+        key: the config key that names it, such as `msrvtt.captions`.
+    """
+
+    key: str
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.path}"
+
+
+def read_bytes(file: AnnotationFile) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataError: it is missing, unreadable or empty.
+    """
+    try:
+        content = file.path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{file.key}: no file {file.path}; docs/datasets.md says where to get it, {file.key}=PATH says where it is"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{file.key}: cannot read {file.path}: {error.strerror or error}") from error
+    if not content.strip():
+        raise DataError(f"{file} is empty; get the file again")
+    return content
+
+
+def read_text(file: AnnotationFile) -> str:
+    """The text of a file: UTF-8 with or without a mark, UTF-16 with one, else Windows-1252.
+
+    Line ends are kept. Windows-1252 is what older annotation files, saved by spreadsheets, are in.
+
+    Raises:
+        DataError: as `read_bytes`, or it is no text.
+    """
+    content = read_bytes(file)
+    encodings = ("utf-16",) if content.startswith(_UTF16_MARKS) else ("utf-8-sig", "cp1252")
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise DataError(f"{file} is no text in UTF-8, UTF-16 or Windows-1252; is it another file?")
+
+
+def read_json(file: AnnotationFile) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        DataError: as `read_text`, or it is no JSON.
+    """
+    text = read_text(file)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not valid JSON: {error}; the file may be cut off, get it again") from error
+
+
+def read_csv(file: AnnotationFile, columns: Iterable[str]) -> list[dict[str, str]]:
+    """The rows of a comma-separated file with a header.
+
+    Raises:
+        DataError: as `read_text`; it lacks one of `columns`, has a malformed row, or no rows.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        header = list(reader.fieldnames or ())
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{file}: line {reader.reader.line_num} is not valid CSV: {error}") from error
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(f"{file} has no column {missing[0]!r}; it has {', '.join(header)}")
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise DataError(f"{file}: row {number} has another number of cells than the header: {row[header[0]]!r}")
+    if not rows:
+        raise DataError(f"{file} has no rows")
+    return rows
+
+
+def read_ids(file: AnnotationFile, column: str = "video_id") -> list[str]:
+    """The ids that a list names, each once, in order: column `column` of a CSV file, else an id a line.
+
+    Raises:
+        DataError: as `read_text` and `read_csv`.
+    """
+    if file.path.suffix.lower() == ".csv":
+        ids = [row[column].strip() for row in read_csv(file, [column])]
+    else:
+        ids = [line.strip() for line in read_text(file).splitlines()]
+    return list(dict.fromkeys(name for name in ids if name))
+
+
+def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
+    """Refuse ids that belong to two splits.
+
+    Raises:
+        DataError: names the first such id and both splits.
+    """
+    owner: dict[str, str] = {}
+    for split, ids in splits.items():
+        for name in ids:
+            if owner.setdefault(name, split) != split:
+                raise DataError(f"video {name!r} is in the files of split {owner[name]} and of split {split}; a video belongs to one")
+
+
+def check_known(ids: Iterable[str], known: Iterable[str], file: AnnotationFile, source: str) -> None:
+    """Refuse a list of ids of which `source` knows none: it is of another dataset. (Single unknown ones become rows.)
+
+    Raises:
+        DataError: names the list, `source`, and an id of each.
+    """
+    listed, held = list(ids), set(known)
+    if not held.intersection(listed):
+        example = f" (such as {min(held)!r})" if held else ""
+        raise DataError(f"{file}: none of its {len(listed)} ids (such as {listed[0]!r}) is in {source}{example}; are they of one dataset?")
