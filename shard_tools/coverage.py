@@ -36,7 +36,8 @@ class Coverage:
         return {"annotated": self.annotated, "found": self.found, "missing": self.missing, "failed": self.failed}
 
     def __str__(self) -> str:
-        return f"{self.annotated} annotated, {self.found} found ({_percent(self.fraction())}), {self.missing} missing, {self.failed} found but failed"
+        share = _percent(self.fraction())
+        return f"{self.annotated} annotated, {self.found} found ({share}), {self.missing} missing, {self.failed} found but failed"
 
 
 def count_coverage(shards: Iterable[ShardSummary]) -> Coverage:

@@ -32,8 +32,7 @@ def describe_paragraph(
     place = f"video {video_id!r}"
     extra = {"num_events": len(events)}
     try:
-        for event in events:
-            parse_captions(event.caption, place)
+        parse_captions([event.caption for event in events], place)
         if order == "time":
             events = sorted(events, key=lambda event: _mean_times(event.times, place))
     except SampleFailure as failure:

@@ -23,7 +23,7 @@ class VideoFiles:
             self._paths.setdefault(stem, []).append(path)
             suffixes[suffix] += 1
             folders.add(os.path.dirname(path))
-        self._suffix = suffixes.most_common(1)[0][0] if suffixes else ".mp4"
+        self._suffix = min(suffixes, key=lambda suffix: (-suffixes[suffix], suffix), default=".mp4")
         self._folder = folders.pop() if len(folders) == 1 else ""
 
     def __len__(self) -> int:
