@@ -45,7 +45,7 @@ def read_table(path: Path, columns: ColumnsConfig, default_split: str, encoding:
     try:
         videos = join_rows(_video(row, where, columns, default_split) for where, row in reader(path, encoding))
     except OSError as error:
-        raise DataError(f"cannot read annotations {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read annotations {path}: {error.strerror or error}; annotations=PATH says where they are") from error
     except UnicodeError as error:
         raise DataError(f"annotations {path} is not {encoding.upper()} text: {error}; set encoding, such as encoding=cp1252") from error
     if not videos:
