@@ -90,7 +90,7 @@ class VatexConfig(DatasetConfig):
     train: str | None = None
     validation: str | None = None
     test: str | None = None
-    """A split's own caption file (.json), or a list of its clip ids (.txt); null leaves a split out."""
+    """A split's own caption file (.json), or a list of its clip ids (.txt, .csv, .npy); null leaves a split out."""
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:

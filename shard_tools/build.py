@@ -81,7 +81,7 @@ def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
     output = Path(resolved.output)
     if resolved.output != config.output:
         sys.stderr.write(f"output folder {output}\n")
-    videos = read_annotations(resolved)
+    videos = list(read_annotations(resolved))
     plans = plan_shards(videos, config.dataset, config.max_samples_per_shard, config.shuffle_seed, config.splits)
     record = BuildRecord(output, config, annotations_sha256(videos))
     with _only_builder(output):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from dgl_scale.errors import DataError
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -108,16 +110,27 @@ def read_csv(file: AnnotationFile, columns: Iterable[str]) -> list[dict[str, str
 
 
 def read_ids(file: AnnotationFile, column: str = "video_id") -> list[str]:
-    """The ids that a list names, each once, in order: column `column` of a CSV file, else an id a line.
+    """The ids that a list names, each once, in order: column `column` of a CSV file, a NumPy array of texts, else an id a line.
 
     Raises:
-        DataError: as `read_text` and `read_csv`.
+        DataError: as `read_text` and `read_csv`; a .npy file holds anything but texts.
     """
-    if file.path.suffix.lower() == ".csv":
-        ids = [row[column].strip() for row in read_csv(file, [column])]
+    suffix = file.path.suffix.lower()
+    if suffix == ".csv":
+        ids = [row[column] for row in read_csv(file, [column])]
+    elif suffix == ".npy":
+        ids = _read_array(file)
     else:
-        ids = [line.strip() for line in read_text(file).splitlines()]
-    return list(dict.fromkeys(name for name in ids if name))
+        ids = read_text(file).splitlines()
+    return list(dict.fromkeys(name.strip() for name in ids if name.strip()))
+
+
+def _read_array(file: AnnotationFile) -> list[str]:
+    try:
+        array = numpy.load(io.BytesIO(read_bytes(file)), allow_pickle=False)
+        return [str(name) for name in array.astype(numpy.str_).ravel()]
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file} is no NumPy array of texts; write it as a text file, an id a line") from error
 
 
 def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:

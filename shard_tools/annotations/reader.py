@@ -1,5 +1,6 @@
 """From the config of a build to its annotated videos: the choice of the reader, and the validation split."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from dgl_scale.config import ShardsConfig
@@ -19,7 +20,7 @@ from shard_tools.annotations.video_files import VideoFiles
 from shard_tools.annotations.videos import AnnotatedVideo
 
 
-def read_annotations(config: ShardsConfig) -> list[AnnotatedVideo]:
+def read_annotations(config: ShardsConfig) -> Iterable[AnnotatedVideo]:
     """The videos of a build, in the annotations' order.
 
     Args:
@@ -29,18 +30,22 @@ def read_annotations(config: ShardsConfig) -> list[AnnotatedVideo]:
         DataError: annotations or the videos folder are missing or malformed, or no annotated video is there.
         ConfigError: the validation split cannot be held out.
     """
-    if config.format == "folder":
-        videos = read_folder(Path(config.videos), config.default_split)
-    elif config.format == "table":
-        videos = read_table(Path(str(config.annotations)), config.columns, config.default_split, config.encoding)
-        if not all(is_url(video.path) for video in videos):
-            _check_folder(config.videos)
-    else:
-        videos = _read_dataset(config)
+    videos = _read(config)
     if config.validation_videos is not None:
         return hold_out_videos(videos, config.validation_videos, config.validation_seed)
     if config.validation_fraction is not None:
-        return list(hold_out_fraction(videos, config.validation_fraction, config.validation_seed))
+        return hold_out_fraction(videos, config.validation_fraction, config.validation_seed)
+    return videos
+
+
+def _read(config: ShardsConfig) -> list[AnnotatedVideo]:
+    if config.format == "folder":
+        return read_folder(Path(config.videos), config.default_split)
+    if config.format != "table":
+        return _read_dataset(config)
+    videos = read_table(Path(str(config.annotations)), config.columns, config.default_split, config.encoding)
+    if not all(is_url(video.path) for video in videos):
+        _check_folder(config.videos)
     return videos
 
 

@@ -15,23 +15,24 @@ def hold_out_videos(videos: Iterable[AnnotatedVideo], count: int, seed: int) -> 
     """The videos, `count` of split train moved to split validation; order and all else unchanged.
 
     Clips of one source video stay together, so that nothing of a validation clip is trained on. Which
-    ones are chosen depends on `seed` and the names of the source videos only.
+    ones are chosen depends on `seed` and the names of the videos only. Holds all videos in memory.
 
     Raises:
         ConfigError: fewer than `count` + 1 training videos, or there is a split validation already.
     """
     videos = list(_checked(videos, f"validation_videos {count}"))
-    groups: dict[str, int] = {}
+    members: dict[str, set[str]] = {}
     for video in videos:
         if video.split == _TRAIN:
-            groups[_source(video)] = groups.get(_source(video), 0) + 1
-    if sum(groups.values()) <= count:
-        raise ConfigError(f"validation_videos {count}: split {_TRAIN} has only {sum(groups.values())} videos; hold out fewer")
+            members.setdefault(_source(video), set()).add(video.video_id)
+    total = sum(map(len, members.values()))
+    if total <= count:
+        raise ConfigError(f"validation_videos {count}: split {_TRAIN} has only {total} videos; hold out fewer")
     chosen, left = set(), count
-    for source in sorted(groups, key=lambda name: _hash(seed, name)):
-        if groups[source] <= left:
+    for source in sorted(members, key=lambda name: _hash(seed, name)):
+        if len(members[source]) <= left:
             chosen.add(source)
-            left -= groups[source]
+            left -= len(members[source])
     if left:
         raise ConfigError(
             f"validation_videos {count}: source videos have too many clips each to hold out exactly so many; try {count - left}"

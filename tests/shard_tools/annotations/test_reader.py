@@ -23,9 +23,9 @@ def config(tmp_path: Path) -> ShardsConfig:
 
 
 def test_the_validation_split_is_held_out(config: ShardsConfig) -> None:
-    videos = read_annotations(config.model_copy(update={"validation_videos": 1}))
+    videos = list(read_annotations(config.model_copy(update={"validation_videos": 1})))
     assert sorted(video.split for video in videos) == ["train", "train", "train", "validation"]
-    videos = read_annotations(config.model_copy(update={"validation_fraction": 0.5, "validation_seed": 1}))
+    videos = list(read_annotations(config.model_copy(update={"validation_fraction": 0.5, "validation_seed": 1})))
     assert {video.split for video in videos} == {"train", "validation"}
 
 
@@ -46,7 +46,7 @@ def test_a_table_of_urls_needs_no_folder(tmp_path: Path) -> None:
     config = ShardsConfig(
         dataset="d", format="table", annotations=str(table), videos=str(tmp_path / "no"), output="o", columns=ColumnsConfig()
     )
-    assert read_annotations(config)[0].path == "https://example.net/a.mp4"
+    assert next(iter(read_annotations(config))).path == "https://example.net/a.mp4"
     table.write_text(table.read_text() + json.dumps({"path": "b.mp4", "captions": "c"}) + "\n")
     with pytest.raises(DataError, match=r"videos folder .*/no does not exist; videos=PATH says where it is"):
         read_annotations(config)

@@ -39,6 +39,13 @@ def test_the_choice_depends_on_seed_and_names_only() -> None:
     assert few == chosen(list(hold_out_fraction([*videos, *(video(f"w{i}") for i in range(50))], 0.2, 0))) & {v.video_id for v in videos}
 
 
+def test_rows_of_one_video_count_once_and_stay_together() -> None:
+    rows = [video(f"v{i % 10}") for i in range(30)]
+    result = hold_out_videos(rows, 4, 0)
+    assert len(chosen(result)) == 4 and sum(row.split == "validation" for row in result) == 12
+    assert all(row.split == "validation" for row in result if row.video_id in chosen(result))
+
+
 def test_a_fraction_is_about_that_fraction() -> None:
     counts = Counter(new.split for new in hold_out_fraction([video(f"v{i}") for i in range(5000)], 0.1, 0))
     # Four standard deviations of a binomial draw are 85 videos.

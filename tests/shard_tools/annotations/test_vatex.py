@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dgl_scale.config import VatexConfig
@@ -75,6 +76,15 @@ def test_splits_by_lists_of_ids(folder: Path) -> None:
     (folder / "test_list.txt").write_text(f"{UNDERSCORED}\n")
     with pytest.raises(DataError, match="is in the files of split train and of split test"):
         read(folder, captions="training.json", train="train_list.txt", test="test_list.txt")
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_lists_as_numpy_arrays(folder: Path, kind: str) -> None:
+    np.save(folder / "trn_names.npy", np.array([UNDERSCORED, DASHED], dtype=kind))
+    assert [video.video_id for video in read(folder, captions="training.json", train="trn_names.npy")] == [UNDERSCORED, DASHED]
+    np.save(folder / "trn_names.npy", np.array([UNDERSCORED, Path("x")], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"vatex.train: .*trn_names.npy is no NumPy array of texts; write it as a text file"):
+        read(folder, captions="training.json", train="trn_names.npy")
 
 
 @pytest.mark.parametrize(
