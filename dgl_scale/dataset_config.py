@@ -60,7 +60,7 @@ class MsrvttConfig(DatasetConfig):
     def _check_split(self) -> Self:
         lists = [name for name in ("train", "test") if getattr(self, name) is not None]
         if self.split == "full" and lists:
-            raise ValueError(f"split full takes no {lists[0]}: the JSON states the split of every video")
+            raise ValueError(f"split full takes no {' and no '.join(lists)} (set to null): the JSON states the split of every video")
         if self.split != "full" and len(lists) < 2:
             raise ValueError(f"split {self.split} needs train, the list of its training ids, and test, the JSFUSION csv")
         return self
