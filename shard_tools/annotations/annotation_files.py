@@ -54,23 +54,36 @@ def read_bytes(file: AnnotationFile) -> bytes:
 
 
 def read_text(file: AnnotationFile) -> str:
-    """The text of a file: UTF-8 with or without a mark, UTF-16 with one, else Windows-1252.
+    """The text of a file: UTF-8 with or without a mark, UTF-16 with one; lines that are neither are in Windows-1252.
 
-    Line ends are kept. Windows-1252 is what older annotation files, saved by spreadsheets, are in.
+    Line ends are kept. Windows-1252 is what older files, and lines pasted into newer ones, are in.
 
     Raises:
         DataError: as `read_bytes`, or it is no text.
     """
     content = read_bytes(file)
-    encodings = ("utf-16",) if content.startswith(_UTF16_MARKS) else ("utf-8-sig", "cp1252")
-    for encoding in encodings:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text
-    raise DataError(f"{file} is no text in UTF-8, UTF-16 or Windows-1252; is it another file?")
+    try:
+        text = content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
+    except UnicodeDecodeError:
+        lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+        text = "\n".join(_decode_line(file, number, line) for number, line in enumerate(lines, start=1))
+    if "\0" in text:
+        raise DataError(f"{file} is no text; is it another file?")
+    return text
+
+
+def _decode_line(file: AnnotationFile, number: int, line: bytes) -> str:
+    escaped = line.decode("utf-8", "surrogateescape")
+    broken = [character for character in escaped if "\udc80" <= character <= "\udcff"]
+    if not broken:
+        return escaped
+    if len(broken) < sum(not character.isascii() for character in escaped):
+        # Read as Windows-1252, its good characters would turn into others.
+        raise DataError(f"{file}: line {number} is UTF-8 with broken characters; the file may be cut off, get it again")
+    try:
+        return line.decode("cp1252")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: line {number} is text in neither UTF-8 nor Windows-1252; is it another file?") from error
 
 
 def read_json(file: AnnotationFile) -> Any:

@@ -62,7 +62,7 @@ def _sentence(words: Any) -> Any:
 
 def _descriptions(file: AnnotationFile) -> dict[str, list[Any]]:
     captions: dict[str, list[Any]] = {}
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         name, separator, text = line.strip().partition(" ")

@@ -116,7 +116,7 @@ def test_a_caption_that_is_missing_or_no_text_costs_its_video_only(folder: Path)
         ("data.json", '{"videos": [', "msrvtt.captions: .*data.json is not valid JSON.*cut off"),
         ("data.json", "[]", "has no list 'videos'"),
         ("data.json", '{"videos": [], "sentences": [{"caption": "x"}]}', r"sentences\[0\] has no text video_id"),
-        ("data.json", "\0\0", "no text in UTF-8"),
+        ("data.json", "\0\0", "data.json is no text"),
     ],
 )
 def test_wrong_files_are_one_line_with_key_and_place(folder: Path, name: str, content: str, message: str) -> None:

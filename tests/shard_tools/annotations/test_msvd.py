@@ -80,6 +80,8 @@ def test_code_in_a_pickle_is_refused_and_not_run(folder: Path) -> None:
         (pickle.dumps(CAPTIONS)[:-40], "no pickle, or is cut off"),
         (b"no pickle", "no pickle, or is cut off"),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "no pickle, or is cut off"),
+        # An empty list, stored as number two thousand million: it must not cost the memory of so many.
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "must hold a dict"),
         (b"", "is empty"),
         (pickle.dumps([1]), "must hold a dict"),
         (pickle.dumps({"a": "text"}), "must hold a dict of clip names to lists"),
