@@ -72,7 +72,7 @@ def _video(name: str, texts: list[Any], split: str, files: VideoFiles) -> Annota
     if match is None:
         return describe_video(name, files.find(name), texts, split)
     extra = {"source_video": match["source"]}
-    whole = files.get(match["source"])
-    if files.get(name) is None and whole is not None:
+    whole = files.get(match["source"]) if files.get(name) is None else None
+    if whole is not None:
         return describe_video(name, whole, texts, split, start=match["start"], end=match["end"], extra=extra)
     return describe_video(name, files.find(name), texts, split, extra=extra)
