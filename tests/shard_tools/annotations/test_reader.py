@@ -49,7 +49,7 @@ def test_a_table_of_urls_needs_no_folder(tmp_path: Path) -> None:
     assert next(iter(read_annotations(config))).path == "https://example.net/a.mp4"
     table.write_text(table.read_text() + json.dumps({"path": "b.mp4", "captions": "c"}) + "\n")
     with pytest.raises(DataError, match=r"videos folder .*/no does not exist; videos=PATH says where it is"):
-        read_annotations(config)
+        list(read_annotations(config))
 
 
 @pytest.mark.parametrize(
