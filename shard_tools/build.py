@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,6 @@ from shard_tools.submit_folder import resolve_paths
 from shard_tools.urls import Location, is_url, join, public_config, public_url
 
 if TYPE_CHECKING:
-    from shard_tools.annotations.videos import AnnotatedVideo
     from shard_tools.build_record import BuildRecord
     from shard_tools.finished import ShardSummary
     from shard_tools.inputs import UnannotatedFiles
@@ -80,6 +79,7 @@ def build(config: ShardsConfig, num_cpus: int | None = None, retry_failed: bool 
             `max_failed_fraction` of the videos failed.
     """
     # pyarrow, webdataset and what they bring are loaded here, so that --help and --show-config are instant.
+    from shard_tools.annotations.reader import read_annotations
     from shard_tools.build_record import BuildRecord, write_shard_lists
     from shard_tools.inputs import UnannotatedFiles, check_places, local_annotations
     from shard_tools.plan import plan_shards
@@ -92,7 +92,7 @@ def build(config: ShardsConfig, num_cpus: int | None = None, retry_failed: bool 
         sys.stderr.write(f"output folder {resolved.output}\n")
     unannotated = UnannotatedFiles(resolved.storage.scratch)
     with local_annotations(resolved, storage) as local:
-        videos = unannotated.watch(_read_annotations(local))
+        videos = unannotated.watch(read_annotations(local))
         arguments = (config.max_samples_per_shard, config.shuffle_seed, config.splits, resolved.storage.scratch)
         plan = plan_shards(videos, config.dataset, *arguments)
     record = BuildRecord(resolved.output, config, plan.annotations_sha256, storage)
@@ -103,15 +103,6 @@ def build(config: ShardsConfig, num_cpus: int | None = None, retry_failed: bool 
         for split in plan.splits:
             write_shard_lists(join(resolved.output, split), [shard for shard in shards if shard.split == split], storage)
         return _finish(record, shards, resolved, _count_extra(resolved, unannotated))
-
-
-def _read_annotations(config: ShardsConfig) -> Iterable[AnnotatedVideo]:
-    from shard_tools.annotations.folder import read_folder
-    from shard_tools.annotations.table import table_rows
-
-    if config.format == "folder":
-        return read_folder(Path(config.videos), config.default_split)
-    return table_rows(Path(str(config.annotations)), config.columns, config.default_split)
 
 
 def _count_extra(config: ShardsConfig, unannotated: UnannotatedFiles) -> int | None:
@@ -206,12 +197,17 @@ def _cancel(references: list[Any]) -> None:
 
 
 def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsConfig, num_extra: int | None) -> int:
+    from shard_tools.coverage import coverage_by_split, low_coverage
+
     statuses: Counter[str] = Counter()
     for shard in shards:
         statuses.update(shard.statuses)
     samples, failed = sum(shard.num_samples for shard in shards), sum(shard.num_failed for shard in shards)
     too_many = failed > config.max_failed_fraction * (samples + failed)
-    record.end("too_many_failed" if too_many else "complete", shards, num_extra)
+    covered = coverage_by_split(shards)
+    low = low_coverage(covered, config.require_coverage)
+    record.end("too_many_failed" if too_many else "low_coverage" if low else "complete", shards, num_extra)
+    sys.stdout.writelines(f"{split}: {coverage}\n" for split, coverage in covered.items())
     reasons = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()) if status != "ok")
     extra = "" if num_extra is None else f"{num_extra} video files without annotation, "
     sys.stdout.write(
@@ -224,6 +220,8 @@ def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsC
             f"the Parquet files in {public_url(config.output)} say why; the good shards stay; "
             "build again with --retry-failed once they are mended"
         )
+    if low:
+        raise DglError(f"{low}; the Parquet files in {public_url(config.output)} name the missing ones; the good shards stay")
     return ExitCode.DONE
 
 

@@ -9,13 +9,13 @@ from typing import Any
 from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import ConfigError
 from dgl_scale.files import json_sha256
-from shard_tools.failures import Status
+from shard_tools.coverage import count_coverage, coverage_by_split
 from shard_tools.finished import ShardSummary
 from shard_tools.storage import Storage
 from shard_tools.urls import Location, join, public_config, public_url
 
 # They say where, how fast and under which limits, never which bytes; so they may change between two runs.
-_NEUTRAL_KEYS = {"output", "decoder", "storage", "max_failed_fraction", "cpus_per_task", "max_tasks_in_flight"}
+_NEUTRAL_KEYS = {"output", "decoder", "storage", "max_failed_fraction", "require_coverage", "cpus_per_task", "max_tasks_in_flight"}
 _VERSIONS_OF = ("dgl-scale", "decord2", "av", "pillow", "simplejpeg", "webdataset", "pyarrow", "ray")
 
 
@@ -68,21 +68,15 @@ class BuildRecord:
         """Write totals, statuses and coverage of a build that has done its work.
 
         Args:
-            status: `complete`, or `too_many_failed`.
+            status: `complete`, `too_many_failed` or `low_coverage`.
             shards: all of them.
             num_extra: video files that no annotation names; None where they cannot be listed.
         """
-        statuses = _count(shards)
-        annotated, missing = statuses.total(), statuses[Status.MISSING.value]
-        coverage = {
-            "annotated": annotated,
-            "found": annotated - missing,
-            "missing": missing,
-            "failed": annotated - missing - statuses[Status.OK.value],
-            "extra": num_extra,
+        coverage = {**count_coverage(shards).as_json(), "extra": num_extra}
+        splits = {
+            name: {**_totals([shard for shard in shards if shard.split == name]), "coverage": covered.as_json()}
+            for name, covered in coverage_by_split(shards).items()
         }
-        names = sorted({shard.split for shard in shards})
-        splits = {name: _totals([shard for shard in shards if shard.split == name]) for name in names}
         self._write(status, {"totals": _totals(shards), "coverage": coverage, "splits": splits})
 
     def _write(self, status: str, results: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 
@@ -27,7 +28,6 @@ def check_places(config: ShardsConfig, storage: Storage) -> None:
 
     Raises:
         ConfigError: a URL of a kind that is not read or written.
-        DataError: the videos folder does not exist.
         StorageError: unknown bucket, wrong credentials, no server.
     """
     for name, allowed in (("annotations", SCHEMES), ("videos", SCHEMES), ("output", _WRITABLE)):
@@ -35,34 +35,45 @@ def check_places(config: ShardsConfig, storage: Storage) -> None:
         if location and is_url(location) and scheme_of(location) not in allowed:
             kinds = ", ".join(f"{scheme}://" for scheme in sorted(allowed))
             raise ConfigError(f"{name}: {scheme_of(location)}:// cannot be used; give a path, or a URL of {kinds}")
-    if config.format == "folder" and is_url(config.videos):
-        raise ConfigError(f"videos: format folder needs a local folder, got {public_url(config.videos)}; describe remote videos by a table")
-    if not is_url(config.videos) and not Path(config.videos).is_dir():
-        raise DataError(f"videos folder {config.videos} does not exist")
+    if config.format != "table" and is_url(config.videos):
+        raise ConfigError(
+            f"videos: format {config.format} needs a local folder, got {public_url(config.videos)}; describe remote videos by a table"
+        )
     storage.check_readable(config.videos)
     storage.check_readable(config.output)
 
 
 @contextlib.contextmanager
 def local_annotations(config: ShardsConfig, storage: Storage) -> Iterator[ShardsConfig]:
-    """The config with `annotations` fetched, if they are remote, for as long as the block runs.
+    """The config with the annotation files that are remote fetched, for as long as the block runs.
 
     Raises:
         StorageError: they cannot be fetched.
     """
-    if not config.annotations or not is_url(config.annotations):
-        yield config
-        return
-    shown = public_url(config.annotations)
-    with tempfile.TemporaryDirectory(dir=config.storage.scratch, prefix="dgl-scale-") as folder:
-        # Under its own name: the suffix tells the format.
-        path = Path(folder, Path(shown).name or "annotations")
-        with storage.local_copy(config.annotations) as copy:
-            path.symlink_to(copy)
-            try:
-                yield config.model_copy(update={"annotations": str(path)})
-            except DataError as error:
-                raise DataError(str(error).replace(str(path), shown)) from error
+    with contextlib.ExitStack() as stack:
+        fetched: dict[str, str] = {}
+
+        def fetch(key: str, location: str) -> str:
+            if not is_url(location):
+                return location
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=config.storage.scratch, prefix="dgl-scale-"))
+            # Under its own name: the suffix tells the format.
+            path = Path(folder, Path(public_url(location)).name or key)
+            path.symlink_to(stack.enter_context(storage.local_copy(location)))
+            fetched[str(path)] = public_url(location)
+            return str(path)
+
+        section = config.dataset_section
+        update: dict[str, Any] = {"annotations": config.annotations and fetch("annotations", config.annotations)}
+        if section is not None:
+            update[config.format] = section.with_files(fetch)
+        try:
+            yield config.model_copy(update=update)
+        except DataError as error:
+            message = str(error)
+            for path, shown in fetched.items():
+                message = message.replace(path, shown)
+            raise DataError(message) from error
 
 
 class UnannotatedFiles:

@@ -3,6 +3,7 @@
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from dgl_scale.config import ShardsConfig
@@ -39,7 +40,12 @@ def public_url(location: Location) -> str:
 
 def public_config(config: ShardsConfig) -> ShardsConfig:
     """The config with its locations as they may be shown and stored."""
-    locations = {name: value and public_url(value) for name in ("annotations", "videos", "output") if (value := getattr(config, name))}
+    locations: dict[str, Any] = {
+        name: public_url(value) for name in ("annotations", "videos", "output") if (value := getattr(config, name))
+    }
+    section = config.dataset_section
+    if section is not None:
+        locations[config.format] = section.with_files(lambda key, path: public_url(path))
     return config.model_copy(update=locations)
 
 
