@@ -4,21 +4,22 @@ Frozen models, unknown keys refused, cross-field checks with both sides in the m
 torch, so that reading a config is instant.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
-
-
-class Section(BaseModel):
-    """Base of all parts of a config: immutable, strict, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+from dgl_scale.config_section import Fraction, Name, NonNegativeInt, PositiveFloat, PositiveInt
+from dgl_scale.config_section import Section as Section
+from dgl_scale.dataset_config import (
+    DATASETS,
+    ActivityNetConfig,
+    DatasetConfig,
+    DidemoConfig,
+    LsmdcConfig,
+    MsrvttConfig,
+    MsvdConfig,
+    VatexConfig,
+)
 
 
 class ModelConfig(Section):
@@ -179,10 +180,24 @@ class DecoderConfig(Section):
     memory_limit_gib: PositiveFloat = 4.0
 
 
+class StorageConfig(Section):
+    """Transfers from and to object storage and web servers."""
+
+    scratch: str | None = None
+    """Folder for the videos and shards that a task fetches or writes; null: the system's temporary folder."""
+    max_video_gib: PositiveFloat = 4.0
+    """A larger remote video costs itself."""
+    attempts: PositiveInt = 8
+    """Tries of a transfer that is cut, slow or corrupt, with growing pauses."""
+    timeout_s: PositiveFloat = 60.0
+    """Silence of a server that ends a try."""
+
+
 class ColumnsConfig(Section):
     """Column names of a table of videos."""
 
     video: str = "path"
+    """Column of paths or URLs, or a pattern of columns such as `{page_dir}/{videoid}.mp4`."""
     caption: str = "captions"
     """A text, or a list of texts; rows of the same video are joined."""
     video_id: str | None = None
@@ -198,10 +213,19 @@ class ShardsConfig(Section):
 
     dataset: Name
     """Name in the shards' file names."""
-    format: Literal["table", "folder"]
-    """Which annotation reader: a CSV, JSONL or Parquet table, or a folder of videos with caption files."""
+    format: Literal["table", "folder", "msrvtt", "msvd", "vatex", "lsmdc", "activitynet", "didemo"]
+    """Which annotation reader: a CSV, JSONL or Parquet table, a folder of videos with caption files, or a dataset's own files."""
     annotations: str | None = None
     """The annotation file (table)."""
+    encoding: str = "utf-8"
+    """Character encoding of a CSV or JSONL table."""
+    msrvtt: MsrvttConfig | None = None
+    msvd: MsvdConfig | None = None
+    vatex: VatexConfig | None = None
+    lsmdc: LsmdcConfig | None = None
+    activitynet: ActivityNetConfig | None = None
+    didemo: DidemoConfig | None = None
+    """The section of the same name as `format` says where the dataset's annotation files are."""
     videos: str
     """Folder of the video files; paths in the annotations stay inside it."""
     output: str
@@ -210,13 +234,24 @@ class ShardsConfig(Section):
     default_split: Name = "train"
     splits: tuple[Name, ...] | None = None
     """Splits to build; null: all."""
+    validation_videos: PositiveInt | None = None
+    """Videos of split train that become split validation, for datasets that have none; null: none."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Instead of `validation_videos`: the share of the training videos, approximately."""
+    validation_seed: NonNegativeInt = 0
+    """Seed of that choice."""
     frames: FramesConfig = FramesConfig()
     decoder: DecoderConfig = DecoderConfig()
+    storage: StorageConfig = StorageConfig()
     max_samples_per_shard: PositiveInt = 1000
+    max_shard_bytes: PositiveInt | None = None
+    """A shard whose tar would grow larger goes on in another (a single larger sample is alone in its tar); null: no limit."""
     shuffle_seed: NonNegativeInt | None = 0
     """Seed of the order of samples within a split; null keeps the annotations' order."""
     max_failed_fraction: Fraction = 0.05
     """Share of failed videos above which the build exits with 1 (the good shards stay)."""
+    require_coverage: Fraction | None = None
+    """Share of each split's annotated videos whose file must be there, or the build exits with 1; null: any."""
     cpus_per_task: PositiveFloat = 1.0
     max_tasks_in_flight: PositiveInt = 64
 
@@ -224,4 +259,32 @@ class ShardsConfig(Section):
     def _check(self) -> Self:
         if self.format == "table" and self.annotations is None:
             raise ValueError("format: table needs annotations, the path of the table")
+        for name in DATASETS:
+            given = getattr(self, name) is not None
+            if given and self.format != name:
+                raise ValueError(f"section {name} is for format: {name}, and the format is {self.format}")
+            if self.format == name and not given:
+                raise ValueError(f"format: {name} needs a section {name} with its annotation files (docs/datasets.md)")
+        if self.validation_videos is not None and self.validation_fraction is not None:
+            raise ValueError("give validation_videos or validation_fraction, not both")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, name: str) -> str:
+        try:
+            "".encode(name)
+        except LookupError as error:
+            raise ValueError("no such character encoding; utf-8, cp1252 and latin-1 are usual") from error
+        return name
+
+    @model_serializer(mode="wrap")
+    def _without_other_datasets(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if value is not None or key not in DATASETS}
+
+    @property
+    def dataset_section(self) -> DatasetConfig | None:
+        """The section of a published dataset; None for tables and folders."""
+        section: DatasetConfig | None = getattr(self, self.format) if self.format in DATASETS else None
+        return section

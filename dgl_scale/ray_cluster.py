@@ -1,6 +1,7 @@
 """Ray for this process: the cluster that is there, or a private one with a sure end."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -9,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -20,6 +22,8 @@ _KILL_S = 5.0
 _OBJECT_STORE_BYTES = 256 << 20
 # Unix sockets have at most 107 bytes; Ray puts about 60 below its folder.
 _MAX_FOLDER_LENGTH = 40
+_FOLDER_PREFIX = "dgl-ray-"
+_LOCK_NAME = "owner.lock"
 _TOKEN_VARIABLES = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
@@ -58,16 +62,35 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private_ray_folder() -> Iterator[str]:
-    """A new folder for a Ray; when the block is left, its processes are ended and the folder is removed."""
-    folder = tempfile.mkdtemp(prefix="dgl-ray-")
+    """A new folder for a Ray; when the block is left, its processes are ended and the folder is removed.
+
+    So are those of a process that was killed and could not do it itself.
+    """
+    remove_abandoned()
+    folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX)
     if len(folder) > _MAX_FOLDER_LENGTH:
         os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="dgl-ray-", dir="/tmp")
-    try:
-        yield folder
-    finally:
-        end_processes_of(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp")
+    begun, lock_path = os.path.join(folder, "lock"), os.path.join(folder, _LOCK_NAME)
+    with open(begun, "wb") as lock:
+        # Under its name only when it is held: nobody may find it free.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(begun, lock_path)
+        try:
+            yield folder
+        finally:
+            end_processes_of(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned() -> None:
+    """End the private Rays of this machine whose owners were killed: their locks are free."""
+    for parent in {tempfile.gettempdir(), "/tmp"}:  # noqa: S108
+        for lock_path in Path(parent).glob(f"{_FOLDER_PREFIX}*/{_LOCK_NAME}"):
+            with contextlib.suppress(OSError), open(lock_path, "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                end_processes_of(str(lock_path.parent))
+                shutil.rmtree(lock_path.parent, ignore_errors=True)
 
 
 def ray_environment() -> dict[str, str]:

@@ -107,7 +107,7 @@ def _build(clips: list[Path], folder: Path) -> int:
         PlannedSample(f"{number:06d}", AnnotatedVideo(f"{number}", str(clip.relative_to(config.videos)), ("a caption",), "train"))
         for number, clip in enumerate(clips)
     )
-    return build_shard(ShardPlan("bench-train-000000", "train", samples), config, folder).bytes
+    return sum(shard.bytes for shard in build_shard(ShardPlan("bench-train-000000", "train", samples), config, str(folder)))
 
 
 def _bare(clips: list[Path], folder: Path) -> int:

@@ -4,20 +4,19 @@
     ray job submit --working-dir . -- python shard_tools/build.py --config configs/shards/quickstart.yaml
 
 Uses the cluster of the job or of RAY_ADDRESS, else a Ray of its own on this machine. Local paths must
-mean the same on every node.
+mean the same on every node; inputs may be s3://, gs:// and http(s):// URLs, the output s3:// or gs://.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,18 @@ from typing import TYPE_CHECKING, Any
 from dgl_scale.config import ShardsConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.entry import config_parser, parse_arguments, run_command, show_config
-from dgl_scale.errors import ConfigError, DataError, DglError, ExitCode, Interrupted
-from dgl_scale.ray_cluster import ray_cluster
+from dgl_scale.errors import ConfigError, DglError, ExitCode, Interrupted
+from dgl_scale.ray_cluster import ray_cluster, remove_abandoned
+from shard_tools.output_folder import only_builder
 from shard_tools.submit_folder import resolve_paths
+from shard_tools.urls import Location, is_url, join, public_config, public_url
 
 if TYPE_CHECKING:
-    from shard_tools.annotations.videos import AnnotatedVideo
     from shard_tools.build_record import BuildRecord
-    from shard_tools.plan import ShardPlan
-    from shard_tools.writer import ShardSummary
+    from shard_tools.finished import ShardSummary
+    from shard_tools.inputs import UnannotatedFiles
+    from shard_tools.plan import Plan, ShardPlan
+    from shard_tools.storage import Storage
 
 _MAX_RETRIES = 3
 _POLL_S = 1.0
@@ -45,24 +47,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns an exit code; see `ExitCode`."""
     parser = config_parser("build", "Build WebDataset shards from video files.")
     parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs of the local Ray (default: all)")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try failed videos again; rewrite the shards of those that are good now"
+    )
     arguments = parse_arguments(parser, argv)
 
     def work() -> int:
         config = load_config(ShardsConfig, arguments.config, arguments.overrides)
         if arguments.show_config:
-            return show_config(config)
+            return show_config(public_config(config))
         with _stop_on_signals():
-            return build(config, arguments.num_cpus)
+            return build(config, arguments.num_cpus, arguments.retry_failed)
 
     return run_command(work, debug=arguments.debug)
 
 
-def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
+def build(config: ShardsConfig, num_cpus: int | None = None, retry_failed: bool = False) -> int:
     """Build all shards that are missing, then lists and record.
 
     Args:
         config: as written; relative paths mean the submitter's folder.
         num_cpus: of a local Ray; None: all.
+        retry_failed: try the failed videos of finished shards again, too.
 
     Returns:
         `ExitCode.DONE`.
@@ -73,84 +79,100 @@ def build(config: ShardsConfig, num_cpus: int | None = None) -> int:
             `max_failed_fraction` of the videos failed.
     """
     # pyarrow, webdataset and what they bring are loaded here, so that --help and --show-config are instant.
+    from shard_tools.annotations.reader import read_annotations
     from shard_tools.build_record import BuildRecord, write_shard_lists
-    from shard_tools.plan import annotations_sha256, plan_shards
+    from shard_tools.inputs import UnannotatedFiles, check_places, local_annotations
+    from shard_tools.plan import plan_shards
+    from shard_tools.storage import Storage
 
     resolved = resolve_paths(config)
-    output = Path(resolved.output)
+    storage = Storage(resolved.storage)
+    check_places(resolved, storage)
     if resolved.output != config.output:
-        sys.stderr.write(f"output folder {output}\n")
-    videos = _read_annotations(resolved)
-    plans = plan_shards(videos, config.dataset, config.max_samples_per_shard, config.shuffle_seed, config.splits)
-    record = BuildRecord(output, config, annotations_sha256(videos))
-    with _only_builder(output):
+        sys.stderr.write(f"output folder {resolved.output}\n")
+    unannotated = UnannotatedFiles(resolved.storage.scratch)
+    with local_annotations(resolved, storage) as local:
+        videos = unannotated.watch(read_annotations(local))
+        arguments = (config.max_samples_per_shard, config.shuffle_seed, config.splits, resolved.storage.scratch)
+        plan = plan_shards(videos, config.dataset, *arguments)
+    record = BuildRecord(resolved.output, config, plan.annotations_sha256, storage)
+    with contextlib.closing(plan), only_builder(resolved.output):
+        remove_abandoned()
         record.begin()
-        shards = _build_missing(plans, resolved, output, num_cpus)
-        for split in sorted({plan.split for plan in plans}):
-            write_shard_lists(output / split, [shard for shard in shards if shard.split == split])
-        return _finish(record, shards, resolved, _count_extra(resolved, videos))
+        shards = _build_missing(plan, resolved, storage, record, num_cpus, retry_failed)
+        for split in plan.splits:
+            write_shard_lists(join(resolved.output, split), [shard for shard in shards if shard.split == split], storage)
+        return _finish(record, shards, resolved, _count_extra(resolved, unannotated))
 
 
-def _read_annotations(config: ShardsConfig) -> list[AnnotatedVideo]:
-    from shard_tools.annotations.folder import read_folder
-    from shard_tools.annotations.table import read_table
-
-    if config.format == "folder":
-        return read_folder(Path(config.videos), config.default_split)
-    if not Path(config.videos).is_dir():
-        raise DataError(f"videos folder {config.videos} does not exist")
-    return read_table(Path(str(config.annotations)), config.columns, config.default_split)
-
-
-def _count_extra(config: ShardsConfig, videos: Sequence[AnnotatedVideo]) -> int:
+def _count_extra(config: ShardsConfig, unannotated: UnannotatedFiles) -> int | None:
     from shard_tools.annotations.folder import video_files
 
-    annotated = {os.path.normpath(video.path) for video in videos}
-    return sum(path not in annotated for path in video_files(Path(config.videos)))
+    # Of what a server holds, nobody may be able to see a list.
+    return None if is_url(config.videos) else unannotated.count(video_files(Path(config.videos)))
 
 
-def _build_missing(plans: Sequence[ShardPlan], config: ShardsConfig, output: Path, num_cpus: int | None) -> list[ShardSummary]:
-    from shard_tools.writer import finished_shard
+def _build_missing(
+    plan: Plan, config: ShardsConfig, storage: Storage, record: BuildRecord, num_cpus: int | None, retry_failed: bool
+) -> list[ShardSummary]:
+    from shard_tools.finished import find_finished
+    from shard_tools.writer import build_shard, retry_shard
 
-    summaries = {plan.name: finished_shard(plan, output) for plan in plans}
-    missing = [plan for plan in plans if summaries[plan.name] is None]
-    if len(missing) < len(plans):
-        sys.stderr.write(f"{len(plans) - len(missing)} of {len(plans)} shards are complete already\n")
+    shards = find_finished(plan, config.output, storage)
+    complete = [summaries for summaries in shards if summaries is not None]
+    if complete:
+        sys.stderr.write(f"{len(complete)} of {len(shards)} shards are complete already\n")
+    missing = [i for i, summaries in enumerate(shards) if summaries is None or (retry_failed and any(s.num_failed for s in summaries))]
     if missing:
+        record.reopen()
         with _ray(num_cpus, config.cpus_per_task):
-            summaries.update({summary.name: summary for summary in _run_tasks(missing, config, output)})
-    return [summary for summary in summaries.values() if summary is not None]
+            for i, summaries in _run_tasks(retry_shard if retry_failed else build_shard, plan, missing, config):
+                shards[i] = summaries
+    if retry_failed:
+        _say_mended([shard for summaries in shards for shard in summaries or ()], sum(s.num_failed for each in complete for s in each))
+    return [shard for summaries in shards for shard in summaries or ()]
 
 
-def _run_tasks(plans: Sequence[ShardPlan], config: ShardsConfig, output: Path) -> list[ShardSummary]:
-    """Build shards in Ray tasks; on any error, cancel those that run."""
+def _say_mended(shards: Sequence[ShardSummary], failed_before: int) -> None:
+    for shard in shards:
+        if shard.mended:
+            sys.stderr.write(f"{shard.name} rewritten, now with {', '.join(shard.mended)}\n")
+    sys.stderr.write(f"{sum(len(shard.mended) for shard in shards)} of {failed_before} failed videos are samples now\n")
+
+
+def _run_tasks(
+    work: Callable[[ShardPlan, ShardsConfig, Location], list[ShardSummary]], plan: Plan, numbers: Sequence[int], config: ShardsConfig
+) -> Iterator[tuple[int, list[ShardSummary]]]:
+    """Number and summaries of each shard as its Ray task ends; on any error, cancel those that run."""
     import ray
 
     from shard_tools.build_progress import show_progress
-    from shard_tools.writer import build_shard
 
-    task = ray.remote(num_cpus=config.cpus_per_task, max_retries=_MAX_RETRIES)(build_shard)
-    waiting = iter(plans)
-    pending: dict[Any, str] = {}
-    finished: list[ShardSummary] = []
-    with show_progress(sum(len(plan.samples) for plan in plans)) as advance:
+    task = ray.remote(num_cpus=config.cpus_per_task, max_retries=_MAX_RETRIES)(work)
+    waiting = iter(numbers)
+    pending: dict[Any, tuple[int, str]] = {}
+    with show_progress(plan.num_videos_of(numbers)) as advance:
         try:
-            while len(finished) < len(plans):
-                for plan in itertools.islice(waiting, config.max_tasks_in_flight - len(pending)):
-                    pending[task.options(name=plan.name).remote(plan, config, output)] = plan.name
+            while True:
+                for number in itertools.islice(waiting, config.max_tasks_in_flight - len(pending)):
+                    shard = plan[number]
+                    pending[task.options(name=shard.name).remote(shard, config, config.output)] = (number, shard.name)
+                if not pending:
+                    return
                 for reference in ray.wait(list(pending), timeout=_POLL_S)[0]:
-                    finished.append(_result(reference, pending.pop(reference)))
-                    advance(finished[-1])
+                    number, name = pending.pop(reference)
+                    summaries = _result(reference, name)
+                    advance(summaries)
+                    yield number, summaries
         finally:
             _cancel(list(pending))
-    return finished
 
 
-def _result(reference: Any, name: str) -> ShardSummary:
+def _result(reference: Any, name: str) -> list[ShardSummary]:
     import ray
 
     try:
-        summary: ShardSummary = ray.get(reference)
+        summaries: list[ShardSummary] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DglError):
             raise error.cause from error
@@ -160,7 +182,7 @@ def _result(reference: Any, name: str) -> ShardSummary:
         raise DglError(
             f"the worker of shard {name} died {_MAX_RETRIES + 1} times ({reason}); run the same command again to go on"
         ) from error
-    return summary
+    return summaries
 
 
 def _cancel(references: list[Any]) -> None:
@@ -174,23 +196,32 @@ def _cancel(references: list[Any]) -> None:
     ray.wait(references, num_returns=len(references), timeout=_CANCEL_TIMEOUT_S)
 
 
-def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsConfig, num_extra: int) -> int:
+def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsConfig, num_extra: int | None) -> int:
+    from shard_tools.coverage import coverage_by_split, low_coverage
+
     statuses: Counter[str] = Counter()
     for shard in shards:
         statuses.update(shard.statuses)
     samples, failed = sum(shard.num_samples for shard in shards), sum(shard.num_failed for shard in shards)
     too_many = failed > config.max_failed_fraction * (samples + failed)
-    record.end("too_many_failed" if too_many else "complete", shards, num_extra)
+    covered = coverage_by_split(shards)
+    low = low_coverage(covered, config.require_coverage)
+    record.end("too_many_failed" if too_many else "low_coverage" if low else "complete", shards, num_extra)
+    sys.stdout.writelines(f"{split}: {coverage}\n" for split, coverage in covered.items())
     reasons = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()) if status != "ok")
+    extra = "" if num_extra is None else f"{num_extra} video files without annotation, "
     sys.stdout.write(
         f"{len(shards)} shards, {samples} samples, {failed} failed{f' ({reasons})' if reasons else ''}, "
-        f"{num_extra} video files without annotation, {sum(shard.bytes for shard in shards):,} bytes in {config.output}\n"
+        f"{extra}{sum(shard.bytes for shard in shards):,} bytes in {public_url(config.output)}\n"
     )
     if too_many:
         raise DglError(
             f"{failed} of {samples + failed} videos failed ({reasons}), more than max_failed_fraction {config.max_failed_fraction:g}; "
-            f"the Parquet files in {config.output} say why; the good shards stay"
+            f"the Parquet files in {public_url(config.output)} say why; the good shards stay; "
+            "build again with --retry-failed once they are mended"
         )
+    if low:
+        raise DglError(f"{low}; the Parquet files in {public_url(config.output)} name the missing ones; the good shards stay")
     return ExitCode.DONE
 
 
@@ -206,37 +237,6 @@ def _ray(num_cpus: int | None, cpus_per_task: float) -> Iterator[None]:
         # ray.init replaces the handler of SIGTERM.
         _handle_signals()
         yield
-
-
-@contextlib.contextmanager
-def _only_builder(output: Path) -> Iterator[None]:
-    """Hold the output folder, and leave no temporary file of a killed worker in it.
-
-    Raises:
-        DglError: the folder cannot be made, or another build holds it.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output, os.O_RDONLY)
-    except OSError as error:
-        raise DglError(f"cannot write {output}: {error.strerror or error}; choose another output folder") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_temporary(output)
-        try:
-            yield
-        finally:
-            _remove_temporary(output)
-    except BlockingIOError as error:
-        raise DglError(f"another build is writing to {output}; wait for it or choose another output") from error
-    finally:
-        os.close(descriptor)
-
-
-def _remove_temporary(output: Path) -> None:
-    for pattern in (".*.json.*.tmp", "*/.*.json.*.tmp", "*/.*.tar.*.tmp", "*/.*.parquet.*.tmp"):
-        for path in output.glob(pattern):
-            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

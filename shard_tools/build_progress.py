@@ -3,20 +3,20 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shard_tools.writer import ShardSummary
+from shard_tools.finished import ShardSummary
 
 _LINE_EVERY_S = 10.0
-Advance = Callable[[ShardSummary], None]
+Advance = Callable[[Sequence[ShardSummary]], None]
 
 
 @contextlib.contextmanager
 def show_progress(num_videos: int) -> Iterator[Advance]:
-    """Yields a function to call with each finished shard.
+    """Yields a function to call with the summaries of each finished shard.
 
     Args:
         num_videos: to be worked on.
@@ -29,15 +29,19 @@ def show_progress(num_videos: int) -> Iterator[Advance]:
         TextColumn("building"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("videos, {task.fields[failed]} failed"),
+        TextColumn("videos, {task.fields[failed]} failed, {task.fields[rate]:.1f} videos/s,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=num_videos, failed=0)
+        begin = time.monotonic()
+        task = progress.add_task("", total=num_videos, failed=0, rate=0.0)
 
-        def advance(shard: ShardSummary) -> None:
-            failed = progress.tasks[0].fields["failed"] + shard.num_failed
-            progress.update(task, advance=shard.num_samples + shard.num_failed, failed=failed)
+        def advance(shards: Sequence[ShardSummary]) -> None:
+            done, failed = _count(shards)
+            before = progress.tasks[0]
+            rate = (before.completed + done) / max(time.monotonic() - begin, 1e-6)
+            progress.update(task, advance=done, failed=before.fields["failed"] + failed, rate=rate)
 
         yield advance
 
@@ -46,10 +50,10 @@ def _line_writer(num_videos: int) -> Advance:
     begin = last = time.monotonic()
     done = failed = 0
 
-    def advance(shard: ShardSummary) -> None:
+    def advance(shards: Sequence[ShardSummary]) -> None:
         nonlocal last, done, failed
-        done += shard.num_samples + shard.num_failed
-        failed += shard.num_failed
+        more_done, more_failed = _count(shards)
+        done, failed = done + more_done, failed + more_failed
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S or done == num_videos:
             last = now
@@ -59,3 +63,9 @@ def _line_writer(num_videos: int) -> Advance:
             sys.stderr.flush()
 
     return advance
+
+
+def _count(shards: Sequence[ShardSummary]) -> tuple[int, int]:
+    """Videos of a shard: all, and failed."""
+    failed = sum(shard.num_failed for shard in shards)
+    return failed + sum(shard.num_samples for shard in shards), failed

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 
 from dgl_scale.errors import DataError
-from dgl_scale.files import atomic_file
 from shard_tools.failures import Status
+from shard_tools.storage import NotThereError, Storage
+from shard_tools.urls import Location, public_url
 
 _SCHEMA = pyarrow.schema(
     [
@@ -72,31 +72,33 @@ class Ledger:
         return self.statuses[Status.OK.value]
 
 
-def write_ledger(path: Path, ledger: Ledger) -> None:
+def write_ledger(location: Location, ledger: Ledger, storage: Storage | None = None) -> None:
     """Write a ledger as Parquet, whole or not at all; the same ledger gives the same bytes.
 
     Raises:
-        DglError: the folder cannot be written or the disk is full.
+        DglError: the place cannot be written or the disk is full.
     """
     table = pyarrow.Table.from_pylist([asdict(row) for row in ledger.rows], _SCHEMA)
     tar = {"tar_bytes": str(ledger.tar_bytes), "tar_sha256": ledger.tar_sha256 or ""}
-    with atomic_file(path) as stream:
+    with (storage or Storage()).output_file(location) as stream:
         pyarrow.parquet.write_table(table.replace_schema_metadata(tar), stream)
 
 
-def read_ledger(path: Path) -> Ledger:
+def read_ledger(location: Location, storage: Storage | None = None) -> Ledger:
     """Read what `write_ledger` wrote.
 
     Raises:
         DataError: missing, damaged, or not a ledger.
+        StorageError: the server cannot be reached or refuses.
     """
     try:
-        table = pyarrow.parquet.read_table(path, partitioning=None)
+        with (storage or Storage()).local_copy(location) as path:
+            table = pyarrow.parquet.read_table(path, partitioning=None)
         tar = table.schema.metadata
         # Builds of before a column came have none; a column that must be there is missed by LedgerRow.
         table = table.select([field.name for field in fields(LedgerRow) if field.name in table.column_names])
         rows = tuple(LedgerRow(**{**row, "status": Status(row["status"])}) for row in table.to_pylist())
         return Ledger(rows, int(tar[b"tar_bytes"]), tar[b"tar_sha256"].decode() or None)
-    except (OSError, pyarrow.lib.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (OSError, pyarrow.lib.ArrowException, KeyError, TypeError, ValueError, NotThereError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is no ledger of a shard: {reason}; remove it and build again") from error
+        raise DataError(f"{public_url(location)} is no ledger of a shard: {reason}; remove it and build again") from error

@@ -8,32 +8,44 @@ import json
 import os
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import ConfigError
+from shard_tools.urls import is_url
 
 _COPY_MARK = "/runtime_resources/working_dir_files/"
 
 
 def resolve_paths(config: ShardsConfig) -> ShardsConfig:
-    """The config with absolute `annotations`, `videos` and `output`; `~` is the home folder.
+    """The config with absolute `annotations`, `videos`, `output` and files of a dataset's section.
+
+    `~` is the home folder, URLs stay as they are.
 
     Raises:
         ConfigError: a path is relative, this is Ray's copy of a folder, and the original is not known.
     """
-    paths = {name: os.path.expanduser(value) for name in ("annotations", "videos", "output") if (value := getattr(config, name))}
-    relative = [name for name, value in paths.items() if not os.path.isabs(value)]
-    if not relative:
-        return config.model_copy(update=paths)
+    paths: dict[str, Any] = {
+        name: _resolve(name, value) for name in ("annotations", "videos", "output") if (value := getattr(config, name))
+    }
+    section = config.dataset_section
+    if section is not None:
+        paths[config.format] = section.with_files(lambda key, path: _resolve(f"{config.format}.{key}", path))
+    return config.model_copy(update=paths)
+
+
+def _resolve(key: str, path: str) -> str:
+    path = os.path.expanduser(path)
+    if is_url(path) or os.path.isabs(path):
+        return path
     base = submit_folder()
     if base is None:
-        name = relative[0]
         raise ConfigError(
-            f"{name}: {paths[name]!r} is relative, and this Ray job runs in a temporary copy of the submitter's folder; "
-            f"give an absolute path ({name}=/...) or install the checkout with pip install -e"
+            f"{key}: {path!r} is relative, and this Ray job runs in a temporary copy of the submitter's folder; "
+            f"give an absolute path ({key}=/...) or install the checkout with pip install -e"
         )
-    return config.model_copy(update={name: os.path.normpath(base / value) for name, value in paths.items()})
+    return os.path.normpath(base / path)
 
 
 def submit_folder() -> Path | None:

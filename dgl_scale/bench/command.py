@@ -14,6 +14,7 @@ _BENCHMARKS = {
 # A process of its own, as all shard tools: dgl_scale does not depend on them.
 _SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {
     "shards": ("shard_tools.bench", "clips a second of a shard build beside the bare decoder, and beside ffmpeg with ShardWriter"),
+    "plan": ("shard_tools.bench_plan", "planning the shards of millions of videos: time, memory, disk"),
 }
 
 

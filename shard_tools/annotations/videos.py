@@ -40,6 +40,29 @@ class AnnotatedVideo:
     problem: SampleFailure | None = None
 
 
+def describe_video(
+    video_id: str,
+    path: str,
+    captions: Any,
+    split: str,
+    *,
+    start: Any = None,
+    end: Any = None,
+    extra: dict[str, Any] | None = None,
+) -> AnnotatedVideo:
+    """A video of a published dataset; values that are malformed make it a video with a problem."""
+    place = f"video {video_id!r}"
+    texts: tuple[str, ...] = ()
+    first, last, problem = 0.0, None, None
+    try:
+        texts = parse_captions(captions, place)
+        first, last = parse_segment(start, end, place)
+    except SampleFailure as failure:
+        problem = failure
+    video = AnnotatedVideo(clean_text(video_id), path, texts, split, first, last, json_values(extra or {}), problem)
+    return _with_captions(video, texts)
+
+
 def check_split(name: str, where: str) -> str:
     """`name`, if it can be a folder and part of a file name.
 

@@ -59,7 +59,7 @@ def report() -> Report:
     right = Candidate("clip-2", b"\xff\xd8other", 20.25, "a red star", True)
     examples = [QueryExample(EVIL, 1.0, [right, wrong]), QueryExample("a blue ring", 7.5, [wrong, wrong], right)]
     curves = [Curve(EVIL, "step", "loss", [Series(EVIL, [(0, 3.0), (10, 1.0)])]), Curve("empty", "step", "R@1", [Series("a", [])])]
-    elsewhere = {name: 0.1 for name in ("class tokens", "local prompts", "global prompts", "prefix prompts")}
+    elsewhere = dict.fromkeys(("class tokens", "local prompts", "global prompts", "prefix prompts"), 0.1)
     attention = AttentionExample(EVIL, EVIL, 2.5, [(b"jpeg", 0.25), (b"jpeg", 0.75)], [(EVIL, 0.9)], elsewhere)
     return Report(EVIL, EVIL, EVIL, rows, curves, examples, EVIL, [EVIL], {EVIL: EVIL}, {EVIL: EVIL}, [attention])
 

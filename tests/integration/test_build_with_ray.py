@@ -174,6 +174,14 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(videos: Path, reference:
     assert {name: (output / name).stat().st_mtime_ns for name in done} == done
 
 
+def test_kills_of_any_process_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "scripts" / "kill_builds.py"), "--count", "4", "--seed", "5", "--videos", "36"]
+    done = subprocess.run([*command, "--log", str(tmp_path / "log")], capture_output=True, text=True, timeout=500)
+    log = (tmp_path / "log").read_text()
+    assert done.returncode == 0, done.stderr + log
+    assert "# 4 kills in " in log and "DIFFERENT" not in log
+
+
 def test_a_full_disk_is_one_line(videos: Path, tmp_path: Path) -> None:
     output = tmp_path / "small"
     output.mkdir()

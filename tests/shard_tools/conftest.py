@@ -1,7 +1,7 @@
 import contextlib
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dgl_scale.config import ColumnsConfig, FramesConfig, ShardsConfig
-from shard_tools.plan import ShardPlan
-from shard_tools.writer import ShardSummary, build_shard
+from shard_tools.finished import ShardSummary
+from shard_tools.plan import Plan
 
 MakeClip = Callable[..., Path]
 
@@ -102,9 +102,12 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Shards are built in this process, one after the other; the list receives their names."""
     built: list[str] = []
 
-    def run_tasks(plans: Sequence[ShardPlan], config: ShardsConfig, output: Path) -> list[ShardSummary]:
-        built.extend(plan.name for plan in plans)
-        return [build_shard(plan, config, output) for plan in plans]
+    def run_tasks(
+        work: Callable[..., list[ShardSummary]], plan: Plan, numbers: Sequence[int], config: ShardsConfig
+    ) -> Iterator[tuple[int, list[ShardSummary]]]:
+        for number in numbers:
+            built.append(plan[number].name)
+            yield number, work(plan[number], config, config.output)
 
     monkeypatch.setattr("shard_tools.build._run_tasks", run_tasks)
     monkeypatch.setattr("shard_tools.build._ray", lambda *arguments: contextlib.nullcontext())

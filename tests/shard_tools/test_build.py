@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 import shard_tools
 from dgl_scale.config import ShardsConfig
 from shard_tools.build import main
+from shard_tools.ledger import read_ledger
+from shard_tools.verify import verify
 
 
 @pytest.fixture
@@ -107,6 +110,7 @@ def test_too_many_failures_end_with_1_and_keep_the_good(
         (["frames.fps=-1"], 2, "frames.fps"),
         (["annotations=/no/such.jsonl"], 1, "cannot read annotations /no/such.jsonl"),
         (["videos=/no/such"], 1, "videos folder /no/such does not exist"),
+        (["storage.scratch=/no/such"], 1, "cannot use the scratch folder: No such file or directory; set storage.scratch"),
         (["columns.caption=text"], 1, "no column 'text'; it has id, path, captions, split"),
         (["splits=[val]"], 2, "no video of split 'val'; the annotations have test, train"),
         (["output=/dev/null/x"], 1, "cannot write /dev/null/x"),
@@ -145,6 +149,74 @@ def test_one_builder_at_a_time(config_file: str, tmp_path: Path, without_ray: li
         os.close(descriptor)
     assert "another build is writing" in capsys.readouterr().err
     assert run(config_file) == 0
+
+
+def test_retrying_gives_the_bytes_of_a_build_without_the_failures(
+    config_file: str, videos_folder: Path, clip: Path, tmp_path: Path, without_ray: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "videos", tmp_path / "shards"
+    shutil.copytree(videos_folder, folder, symlinks=True)
+    arguments = (f"videos={folder}", f"annotations={folder}/annotations.jsonl")
+    assert run(config_file, *arguments) == 0
+    untouched = (output / "test" / "toy-test-000000.tar").stat().st_ino
+    for name in ("text.mp4", "none.mp4", "cut.mp4"):
+        shutil.copy(clip, folder / name)
+    assert run(config_file, *arguments, f"output={tmp_path / 'fresh'}") == 0
+    for path in (folder / "good").iterdir():
+        path.write_text("what is good already is not decoded again")
+    without_ray.clear()
+    capsys.readouterr()
+    assert run(config_file, *arguments, "--retry-failed") == 0
+    assert without_ray == ["toy-train-000000", "toy-train-000001"]
+    error = capsys.readouterr().err
+    assert "3 of 9 failed videos are samples now" in error
+    assert {name for line in error.splitlines() if "rewritten" in line for name in line.partition("with ")[2].split(", ")} == {
+        "bad text.mp4",
+        "bad none.mp4",
+        "bad cut.mp4",
+    }
+    assert files(output) == files(tmp_path / "fresh")
+    assert (output / "test" / "toy-test-000000.tar").stat().st_ino == untouched
+    before = {path: path.stat().st_ino for path in output.glob("*/*.tar")}
+    assert run(config_file, *arguments, "--retry-failed") == 0
+    assert "0 of 6 failed videos are samples now" in capsys.readouterr().err
+    assert {path: path.stat().st_ino for path in output.glob("*/*.tar")} == before
+
+
+def test_shards_by_bytes(config_file: str, tmp_path: Path, without_ray: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    train = ("max_samples_per_shard=100", "splits=[train]")
+    assert run(config_file, *train) == 0
+    whole = read_samples(tmp_path / "shards")
+    limit = 40_960
+    arguments = (config_file, *train, f"max_shard_bytes={limit}", f"output={tmp_path / 'parts'}")
+    assert run(*arguments) == 0
+    names = sorted(path.name for path in (tmp_path / "parts" / "train").glob("*.tar"))
+    assert names[0] == "toy-train-000000-part1.tar" and names[-1] == "toy-train-000000.tar" and len(names) > 2
+    sizes = {path: path.stat().st_size for path in (tmp_path / "parts").glob("*/*.tar")}
+    assert all(size <= limit for size in sizes.values()) and max(sizes.values()) > limit / 2
+    assert read_samples(tmp_path / "parts") == whole
+    assert verify(tmp_path / "parts").problems == ()
+    before = files(tmp_path / "parts")
+    without_ray.clear()
+    assert run(*arguments) == 0 and without_ray == []
+    (tmp_path / "parts" / "train" / "toy-train-000000-part1.parquet").unlink()
+    assert run(*arguments) == 0 and without_ray == ["toy-train-000000"]
+    assert files(tmp_path / "parts") == before
+    # A sample larger than the limit is alone in its tar.
+    assert run(config_file, *train, f"max_shard_bytes={10_240}", f"output={tmp_path / 'single'}") == 0
+    assert read_samples(tmp_path / "single") == whole
+    index = json.loads((tmp_path / "single" / "train" / "index.json").read_text())
+    assert {entry["nsamples"] for entry in index["shardlist"]} == {1}
+
+
+def read_samples(output: Path) -> dict[str, bytes]:
+    """The bytes of each sample of a build, by its key."""
+    found: dict[str, bytes] = {}
+    for path in output.glob("*/*.parquet"):
+        for row in read_ledger(path).rows:
+            if row.offset is not None and row.size is not None:
+                found[row.key] = path.with_suffix(".tar").read_bytes()[row.offset : row.offset + row.size]
+    return found
 
 
 def test_an_interrupted_build_ends_with_75(

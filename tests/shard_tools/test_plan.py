@@ -1,11 +1,18 @@
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgl_scale.data.samples import check_key
-from dgl_scale.errors import ConfigError, DataError
+from dgl_scale.errors import ConfigError, DataError, DglError
 from shard_tools.annotations.videos import AnnotatedVideo
-from shard_tools.plan import ShardPlan, annotations_sha256, plan_shards, sample_key
+from shard_tools.failures import SampleFailure, Status
+from shard_tools.plan import ShardPlan, plan_shards, sample_key
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=120)
 
@@ -14,7 +21,7 @@ def videos(number: int, split: str = "train") -> list[AnnotatedVideo]:
     return [AnnotatedVideo(f"{split}{i}", f"{i}.mp4", ("a caption",), split) for i in range(number)]
 
 
-def keys(plans: list[ShardPlan]) -> list[list[str]]:
+def keys(plans: Sequence[ShardPlan]) -> list[list[str]]:
     return [[planned.key for planned in plan.samples] for plan in plans]
 
 
@@ -63,8 +70,62 @@ def test_order_depends_on_seed_and_keys_only() -> None:
 def test_another_split_changes_nothing() -> None:
     alone = plan_shards(videos(30), "d", 10, 0, None)
     both = plan_shards(videos(15, "test") + videos(30), "d", 10, 0, None)
-    assert [plan for plan in both if plan.split == "train"] == alone
-    assert plan_shards(videos(15, "test") + videos(30), "d", 10, 0, ["train", "train"]) == alone
+    assert [plan for plan in both if plan.split == "train"] == list(alone)
+    assert list(plan_shards(videos(15, "test") + videos(30), "d", 10, 0, ["train", "train"])) == list(alone)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_rows_of_a_video_are_joined_wherever_they_stand(seed: int | None) -> None:
+    rows = [AnnotatedVideo(f"v{i % 700}", f"{i % 700}.mp4", (f"caption {i}",), "train") for i in range(2100)]
+    rows.append(AnnotatedVideo("silent", "s.mp4", (), "train"))
+    plan = plan_shards(rows, "d", 300, seed, None)
+    found = [planned for shard in plan for planned in shard.samples]
+    assert plan.num_videos == len(found) == 701 and [len(shard.samples) for shard in plan] == [300, 300, 101]
+    by_id = {planned.key: planned.video for planned in found}
+    assert all(by_id[f"v{i}"].captions == tuple(f"caption {j}" for j in range(i, 2100, 700)) for i in range(700))
+    assert by_id["silent"].problem is not None and by_id["silent"].problem.status is Status.NO_CAPTION
+    if seed is None:
+        assert [planned.key for planned in found] == [*(f"v{i}" for i in range(700)), "silent"]
+
+
+def test_a_plan_keeps_every_value() -> None:
+    problem = SampleFailure(Status.BAD_SEGMENT, "row 1: no time")
+    videos = [
+        AnnotatedVideo("a\u2028b", "odd \udc80 name.mp4", ("第二", "third 🎬"), "x", 1.5, 2.25, {"n": [1, {"m": None}], "f": 0.1}),
+        AnnotatedVideo("bad", "bad.mp4", ("c",), "x", problem=problem),
+    ]
+    (shard,) = plan_shards(videos, "d", 10, None, None)
+    first, second = (planned.video for planned in shard.samples)
+    assert first == videos[0]
+    assert second.problem is not None and (second.problem.status, second.problem.message) == (problem.status, problem.message)
+
+
+def test_signed_addresses_are_the_same_annotations() -> None:
+    one, other = (AnnotatedVideo("a", f"https://me:{key}@host/a.mp4?signature={key}", ("c",), "train") for key in ("1", "2"))
+    plans = [plan_shards([video], "d", 1, 0, None) for video in (one, other)]
+    assert plans[0].annotations_sha256 == plans[1].annotations_sha256
+    assert plans[1][0].samples[0].video.path == other.path
+
+
+def test_memory_does_not_grow_with_the_videos() -> None:
+    program = "from shard_tools.bench_plan import measure; import json, sys; print(json.dumps(measure(int(sys.argv[1]))))"
+    small, large = (
+        json.loads(subprocess.run([sys.executable, "-c", program, str(rows)], capture_output=True, check=True).stdout)
+        for rows in (20_000, 80_000)
+    )
+    assert (small["rows"], small["shards"]) == (20_000, 21) and large["shards"] == 81
+    # As Python objects the 60,000 more take 60 MiB and more.
+    assert large["peak_mib"] - small["peak_mib"] < 30
+
+
+def test_a_full_scratch_folder_is_one_line(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("this user cannot mount a small file system")
+    try:
+        with pytest.raises(DglError, match=r"cannot use the scratch folder: No space left on device; set storage\.scratch"):
+            plan_shards(videos(20_000), "d", 1000, 0, None, str(tmp_path))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
 def test_an_unknown_split_is_named() -> None:
@@ -83,4 +144,4 @@ def test_the_digest_sees_every_field() -> None:
         AnnotatedVideo("a", "a.mp4", ("c",), "train", 0.0, 2.0, {"x": 1}),
         AnnotatedVideo("a", "a.mp4", ("c",), "train", 0.0, None, {"x": 2}),
     ]
-    assert len({annotations_sha256([video]) for video in [base, *others]}) == 1 + len(others)
+    assert len({plan_shards([video], "d", 1, 0, None).annotations_sha256 for video in [base, *others]}) == 1 + len(others)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dgl_scale.config import ShardsConfig
+from dgl_scale.config import MsrvttConfig, ShardsConfig
 from dgl_scale.errors import ConfigError
 from shard_tools.submit_folder import resolve_paths, submit_folder
 
@@ -26,6 +26,16 @@ def test_paths_are_relative_to_the_folder_of_the_user(tmp_path: Path, monkeypatc
     assert (resolved.annotations, resolved.videos, resolved.output) == (str(tmp_path / "a.csv"), str(tmp_path.parent / "v"), "/home/me/o")
 
 
+def test_the_files_of_a_dataset_are_resolved_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = MsrvttConfig(captions=["one.json", "/two.json"], train="t.csv", test="~/x.csv")
+    monkeypatch.setenv("HOME", "/home/me")
+    resolved = resolve_paths(ShardsConfig(dataset="d", format="msrvtt", msrvtt=section, videos="v", output="o")).msrvtt
+    assert resolved == section.model_copy(
+        update={"captions": (f"{tmp_path}/one.json", "/two.json"), "train": f"{tmp_path}/t.csv", "test": "/home/me/x.csv"}
+    )
+
+
 def test_in_a_job_they_are_relative_to_the_checkout(job_copy: Path) -> None:
     checkout = Path(__file__).resolve().parents[2]
     if submit_folder() is None:
@@ -39,3 +49,6 @@ def test_in_a_job_without_checkout_relative_paths_are_refused(job_copy: Path, mo
     with pytest.raises(ConfigError, match=r"output: 'o' is relative, .* give an absolute path \(output=/\.\.\.\)"):
         resolve_paths(config(annotations="/a.csv", videos="/v"))
     assert resolve_paths(config(annotations="/a.csv", videos="/v", output="/o")).output == "/o"
+    section = MsrvttConfig(captions="one.json", train="/t.csv", test="/x.csv")
+    with pytest.raises(ConfigError, match="msrvtt.captions: 'one.json' is relative"):
+        resolve_paths(ShardsConfig(dataset="d", format="msrvtt", msrvtt=section, videos="/v", output="/o"))

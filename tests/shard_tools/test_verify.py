@@ -11,7 +11,7 @@ from shard_tools.annotations.table import read_table
 from shard_tools.build_record import BuildRecord, write_shard_lists
 from shard_tools.failures import Status
 from shard_tools.ledger import LedgerRow, read_ledger
-from shard_tools.plan import annotations_sha256, plan_shards
+from shard_tools.plan import plan_shards
 from shard_tools.verify import main, verify
 from shard_tools.writer import build_shard
 
@@ -23,9 +23,10 @@ def finished(videos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     table = str(videos_folder / "annotations.jsonl")
     config = ShardsConfig(dataset="toy", format="table", annotations=table, videos=str(videos_folder), output=str(output))
     videos = read_table(Path(table), ColumnsConfig(video_id="id", split="split"), "train")
-    record = BuildRecord(output, config, annotations_sha256(videos))
+    plan = plan_shards(videos, "toy", 100, 0, None)
+    record = BuildRecord(output, config, plan.annotations_sha256)
     record.begin()
-    shards = [build_shard(plan, config, output) for plan in plan_shards(videos, "toy", 100, 0, None)]
+    shards = [summary for shard in plan for summary in build_shard(shard, config, output)]
     for shard in shards:
         write_shard_lists(output / shard.split, [shard])
     record.end("complete", shards, 0)

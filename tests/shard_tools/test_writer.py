@@ -1,11 +1,14 @@
 import hashlib
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import simplejpeg
+import webdataset
 
 from dgl_scale.config import ShardsConfig
 from dgl_scale.data.samples import decode_members, decode_tar_range
@@ -13,9 +16,11 @@ from dgl_scale.errors import DglError
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.failures import Status
+from shard_tools.finished import finished_shard
 from shard_tools.ledger import read_ledger
 from shard_tools.plan import ShardPlan, plan_shards
-from shard_tools.writer import build_shard, finished_shard, read_tar
+from shard_tools.verify import read_tar
+from shard_tools.writer import build_shard
 from tests.shard_tools.clips import encode, picture
 
 
@@ -27,7 +32,7 @@ def plan(shards_config: ShardsConfig) -> ShardPlan:
 
 
 def test_a_shard_holds_the_good_and_tells_of_the_bad(plan: ShardPlan, shards_config: ShardsConfig, tmp_path: Path) -> None:
-    summary = build_shard(plan, shards_config, tmp_path)
+    (summary,) = build_shard(plan, shards_config, tmp_path)
     rows = {row.video_id: row for row in read_ledger(tmp_path / "train" / f"{plan.name}.parquet").rows}
     bad = {video_id.removeprefix("bad "): row.status for video_id, row in rows.items() if row.status is not Status.OK}
     assert bad == {
@@ -47,7 +52,7 @@ def test_a_shard_holds_the_good_and_tells_of_the_bad(plan: ShardPlan, shards_con
 
 
 def test_each_range_of_the_tar_is_its_sample(plan: ShardPlan, shards_config: ShardsConfig, tmp_path: Path) -> None:
-    summary = build_shard(plan, shards_config, tmp_path)
+    (summary,) = build_shard(plan, shards_config, tmp_path)
     tar = (tmp_path / "train" / f"{plan.name}.tar").read_bytes()
     assert (len(tar), hashlib.sha256(tar).hexdigest()) == (summary.bytes, summary.sha256)
     end = 0
@@ -78,6 +83,15 @@ def test_any_tar_reader_and_webdataset_read_it(plan: ShardPlan, shards_config: S
     assert {sample.metadata.captions[-1] for sample in samples} >= {"第二", "third 🎬"}
 
 
+def test_the_tar_is_what_webdataset_would_write(plan: ShardPlan, shards_config: ShardsConfig, tmp_path: Path) -> None:
+    build_shard(plan, shards_config, tmp_path)
+    path = tmp_path / "train" / f"{plan.name}.tar"
+    with open(tmp_path / "theirs.tar", "wb") as stream, webdataset.TarWriter(stream, "dgl", "dgl", encoder=False, mtime=0) as writer:
+        for key, members in read_tar(path):
+            writer.write({"__key__": key, **{name.removeprefix(f"{key}."): content for name, content in members}})
+    assert (tmp_path / "theirs.tar").read_bytes() == path.read_bytes()
+
+
 def test_the_same_input_gives_the_same_bytes(plan: ShardPlan, shards_config: ShardsConfig, tmp_path: Path) -> None:
     for folder in ("one", "other"):
         build_shard(plan, shards_config, tmp_path / folder)
@@ -88,16 +102,16 @@ def test_the_same_input_gives_the_same_bytes(plan: ShardPlan, shards_config: Sha
 
 def test_a_shard_of_failures_has_no_tar(shards_config: ShardsConfig, tmp_path: Path) -> None:
     plan = plan_shards([AnnotatedVideo("x", "none.mp4", ("c",), "train")], "toy", 10, 0, None)[0]
-    summary = build_shard(plan, shards_config, tmp_path)
+    (summary,) = build_shard(plan, shards_config, tmp_path)
     assert sorted(os.listdir(tmp_path / "train")) == ["toy-train-000000.parquet"]
     assert (summary.num_samples, summary.bytes, summary.sha256) == (0, 0, None)
-    assert finished_shard(plan, tmp_path) == summary
+    assert finished_shard(plan, tmp_path) == [summary]
 
 
 def test_a_finished_shard_is_recognised(plan: ShardPlan, shards_config: ShardsConfig, tmp_path: Path) -> None:
     assert finished_shard(plan, tmp_path) is None
-    summary = build_shard(plan, shards_config, tmp_path)
-    assert finished_shard(plan, tmp_path) == summary
+    (summary,) = build_shard(plan, shards_config, tmp_path)
+    assert finished_shard(plan, tmp_path) == [summary]
     tar, parquet = (tmp_path / "train" / f"{plan.name}.{suffix}" for suffix in ("tar", "parquet"))
     content = tar.read_bytes()
     tar.write_bytes(content[:-512])
@@ -105,7 +119,7 @@ def test_a_finished_shard_is_recognised(plan: ShardPlan, shards_config: ShardsCo
     tar.unlink()
     assert finished_shard(plan, tmp_path) is None
     tar.write_bytes(content)
-    assert finished_shard(plan, tmp_path) == summary
+    assert finished_shard(plan, tmp_path) == [summary]
     assert finished_shard(ShardPlan(plan.name, plan.split, plan.samples[1:]), tmp_path) is None
     parquet.write_bytes(parquet.read_bytes()[:100])
     assert finished_shard(plan, tmp_path) is None
@@ -118,7 +132,7 @@ def test_nothing_is_left_of_a_shard_that_stops_half_way(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shard_tools.writer._HashingTar.close", full)
+        patch.setattr("shard_tools.hashing_tar.HashingTar.close", full)
         with pytest.raises(DglError, match=r"cannot write .*toy-train-000000\.tar: No space left on device"):
             build_shard(plan, shards_config, tmp_path)
     assert os.listdir(tmp_path / "train") == []
@@ -142,7 +156,7 @@ def test_real_footage_goes_into_a_shard_and_back(real_clips: list[Path], shards_
     config = shards_config.model_copy(update={"videos": str(real_clips[0].parent)})
     videos = [AnnotatedVideo(path.stem, path.name, (f"this is {path.stem}",), "train") for path in real_clips]
     (plan,) = plan_shards(videos, "real", 10, None, None)
-    assert build_shard(plan, config, tmp_path).statuses == {"ok": 3}
+    assert build_shard(plan, config, tmp_path)[0].statuses == {"ok": 3}
     samples = [decode_members(members) for _, members in read_tar(tmp_path / "train" / "real-train-000000.tar")]
     assert [(sample.key, len(sample.frames), sample.metadata.height) for sample in samples] == [
         ("bigbuckbunny", 16, 32),
@@ -150,3 +164,8 @@ def test_real_footage_goes_into_a_shard_and_back(real_clips: list[Path], shards_
         ("carphone_pristine", 13, 32),
     ]
     assert all(simplejpeg.decode_jpeg(frame).shape == (32, sample.metadata.width, 3) for sample in samples for frame in sample.frames)
+
+
+def test_workers_load_no_torch() -> None:
+    program = "import sys, shard_tools.writer; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"

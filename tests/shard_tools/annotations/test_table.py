@@ -12,6 +12,7 @@ from dgl_scale.errors import ConfigError, DataError
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.failures import Status
+from shard_tools.urls import is_url
 
 
 def read(path: Path, **columns: str) -> list[AnnotatedVideo]:
@@ -128,3 +129,38 @@ def test_missing_unknown_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"path,captions\n\xff,\n")
     with pytest.raises(DataError, match="not UTF-8"):
         read(tmp_path / "t.csv")
+
+
+def test_a_webvid_csv_of_urls(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "videoid,contentUrl,duration,page_dir,name\n"
+        '21179416,https://ak.example.net/videos/clip-21179416.mp4?s=1.2,PT00H00M11S,006001_006050,"Aerial shot, winter forest"\n'
+        "5629184,s3://bucket/a/5629184.webm,PT00H00M29S,071501_071550,Senior couple\n"
+    )
+    named = {"video": "contentUrl", "caption": "name"}
+    first, second = read(tmp_path / "t.csv", video_id="videoid", **named)
+    assert (first.video_id, first.captions) == ("21179416", ("Aerial shot, winter forest",))
+    assert first.path.startswith("https://ak.example.net/") and first.extra == {"duration": "PT00H00M11S", "page_dir": "006001_006050"}
+    assert is_url(first.path) and is_url(second.path) and not is_url("s3/a.mp4")
+    assert [video.video_id for video in read(tmp_path / "t.csv", **named)] == ["clip-21179416", "5629184"]
+
+
+def test_a_path_made_of_several_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("videoid,page_dir,name\n7,a_b,x\n8,,y\n")
+    columns = {"video": "{page_dir}/{videoid}.mp4", "caption": "name", "video_id": "videoid"}
+    with pytest.raises(DataError, match="line 3: column 'page_dir' must be a text"):
+        read(tmp_path / "t.csv", **columns)
+    (tmp_path / "t.csv").write_text("videoid,page_dir,name\n7,a_b,x\n")
+    (video,) = read(tmp_path / "t.csv", **columns)
+    assert (video.video_id, video.path, video.extra) == ("7", "a_b/7.mp4", {})
+    with pytest.raises(DataError, match="no column 'page'; it has videoid, page_dir, name"):
+        read(tmp_path / "t.csv", **{**columns, "video": "{page}/{videoid}.mp4"})
+
+
+def test_other_encodings_by_config(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("path,captions\r\nx.mp4,Café\r\n".encode("cp1252"))
+    with pytest.raises(DataError, match="is not UTF-8 text: .* set encoding, such as encoding=cp1252"):
+        read(tmp_path / "t.csv")
+    assert read_table(tmp_path / "t.csv", ColumnsConfig(), "train", "cp1252")[0].captions == ("Café",)
+    with pytest.raises(DataError, match="is not UTF-16 text"):
+        read_table(tmp_path / "t.csv", ColumnsConfig(), "train", "utf-16")
