@@ -88,11 +88,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     videos.append(AnnotatedVideo("copy", "03.mp4", ("a copy",), "test"))
     output = root / "out"
     config = ShardsConfig(dataset="toy", format="folder", videos=str(root), output=str(output), frames=FramesConfig(short_side=112))
-    record = BuildRecord(output, config, "")
+    record = BuildRecord(str(output), config, "")
     record.begin()
-    shards = [build_shard(plan, config, output) for plan in plan_shards(videos, "toy", 40, 0, None)]
+    shards = [shard for plan in plan_shards(videos, "toy", 40, 0, None) for shard in build_shard(plan, config, str(output))]
     for split in ("train", "test"):
-        write_shard_lists(output / split, [shard for shard in shards if shard.split == split])
+        write_shard_lists(str(output / split), [shard for shard in shards if shard.split == split])
     record.end("complete", shards, 0)
     return output
 

@@ -15,7 +15,8 @@ from shard_tools.build_record import BuildRecord, write_shard_lists
 from shard_tools.plan import plan_shards
 from shard_tools.stats import collect, main, summarise
 from shard_tools.stats_report import histogram
-from shard_tools.writer import build_shard, read_tar
+from shard_tools.verify import read_tar
+from shard_tools.writer import build_shard
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,11 @@ def finished(videos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     shards_config = ShardsConfig(dataset="toy", format="folder", videos=str(videos_folder), output=str(output), frames=frames)
     videos = read_table(videos_folder / "annotations.jsonl", columns, "train")
     videos.append(AnnotatedVideo("talker", "good/03.mp4", ("word " * 9_999 + "end", "<b>&"), "train"))
-    record = BuildRecord(output, shards_config, "")
+    record = BuildRecord(str(output), shards_config, "")
     record.begin()
-    shards = [build_shard(plan, shards_config, output) for plan in plan_shards(videos, "toy", 8, 0, None)]
+    shards = [shard for plan in plan_shards(videos, "toy", 8, 0, None) for shard in build_shard(plan, shards_config, str(output))]
     for split in ("train", "test"):
-        write_shard_lists(output / split, [shard for shard in shards if shard.split == split])
+        write_shard_lists(str(output / split), [shard for shard in shards if shard.split == split])
     record.end("complete", shards, 0)
     return output
 
