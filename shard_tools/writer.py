@@ -153,18 +153,33 @@ def _make_sample(planned: PlannedSample, config: ShardsConfig, decoder: Decoder,
     frames = config.frames
     max_bytes = int(config.storage.max_video_gib * 2**30)
     with local_video(config.videos, video.path, storage, max_bytes) as path:
-        decoded = decoder.decode(
-            VideoRequest(
-                path=str(path),
-                start=video.start,
-                end=video.end,
-                fps=frames.fps,
-                max_frames=frames.max_frames,
-                short_side=frames.short_side,
-                jpeg_quality=frames.jpeg_quality,
-            )
+        request = VideoRequest(
+            path=str(path),
+            start=video.start,
+            end=video.end,
+            fps=frames.fps,
+            max_frames=frames.max_frames,
+            short_side=frames.short_side,
+            jpeg_quality=frames.jpeg_quality,
         )
+        decoded = decode_surely(decoder, request)
     return Sample(planned.key, decoded.frames, _metadata(video, decoded)), decoded.decoder
+
+
+def decode_surely(decoder: Decoder, request: VideoRequest) -> DecodedVideo:
+    """Decode; a video that killed its process is tried once more.
+
+    Others kill processes too, a system short of memory above all, and would decide which bytes come out.
+
+    Raises:
+        SampleFailure, DglError: as `Decoder.decode`.
+    """
+    try:
+        return decoder.decode(request)
+    except SampleFailure as failure:
+        if failure.status is not Status.CRASHED:
+            raise
+        return decoder.decode(request)
 
 
 def _metadata(video: AnnotatedVideo, decoded: DecodedVideo) -> SampleMetadata:

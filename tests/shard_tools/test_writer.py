@@ -10,17 +10,19 @@ import pytest
 import simplejpeg
 import webdataset
 
-from dgl_scale.config import ShardsConfig
+from dgl_scale.config import DecoderConfig, ShardsConfig
 from dgl_scale.data.samples import decode_members, decode_tar_range
 from dgl_scale.errors import DglError
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
+from shard_tools.decoder import Decoder
 from shard_tools.failures import Status
 from shard_tools.finished import finished_shard
 from shard_tools.ledger import read_ledger
 from shard_tools.plan import ShardPlan, plan_shards
 from shard_tools.verify import read_tar
-from shard_tools.writer import build_shard
+from shard_tools.video_request import VideoRequest
+from shard_tools.writer import build_shard, decode_surely
 from tests.shard_tools.clips import encode, picture
 
 
@@ -169,3 +171,22 @@ def test_real_footage_goes_into_a_shard_and_back(real_clips: list[Path], shards_
 def test_workers_load_no_torch() -> None:
     program = "import sys, shard_tools.writer; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_killed_decoder_is_not_the_fault_of_the_video(clip: Path, tmp_path: Path) -> None:
+    program = """
+import os, pathlib, signal, sys
+flag = pathlib.Path(sys.argv[1])
+if not flag.exists():
+    flag.touch()
+    sys.stdout.write("ready\\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+del sys.argv[1]
+from shard_tools.decoder import serve
+serve()
+"""
+    with Decoder(DecoderConfig(), (sys.executable, "-c", program, str(tmp_path / "flag"))) as decoder:
+        assert len(decode_surely(decoder, VideoRequest(str(clip), fps=3.0)).frames) == 9
+    assert (tmp_path / "flag").exists()
