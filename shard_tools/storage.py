@@ -368,13 +368,7 @@ def _explain(error: Exception) -> tuple[str, bool]:
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return f"the server answers {status}", 400 <= status < 500 and status not in {408, 429}
-    if name in {
-        "EndpointConnectionError",
-        "ClientConnectorError",
-        "ConnectTimeoutError",
-        "ClientConnectorDNSError",
-        "ConnectionTimeoutError",
-    }:
+    if name in _UNREACHABLE:
         return "the server cannot be reached", False
     if isinstance(error, TimeoutError) or "Timeout" in name:
         return "the server does not answer in time", False
