@@ -32,8 +32,8 @@ _MAX_FRAMES = 12
 _SIDE = 144
 _QUALITY = 85
 _HEAT = np.array([255.0, 96.0, 0.0])
-_STRONGEST = 0.75
-_DIMMED = 0.55
+_STRONGEST = 0.8
+_GREYED = 0.45
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def attention_examples(
 
 
 def heat_picture(frame: np.ndarray, weights: np.ndarray) -> bytes:
-    """JPEG of a frame, dimmed and without colour where nothing is looked at, glowing where much is.
+    """JPEG of a frame, paler where nothing is looked at, glowing where much is.
 
     Args:
         frame: uint8 `[H, W, 3]`.
@@ -95,11 +95,9 @@ def heat_picture(frame: np.ndarray, weights: np.ndarray) -> bytes:
     heat = Image.fromarray(weights.astype(np.float32)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     alpha = _STRONGEST * np.clip(np.asarray(heat, dtype=np.float64), 0, 1)[..., None]
     grey = picture.mean(axis=2, keepdims=True)
-    seen = alpha / _STRONGEST
-    base = _DIMMED * grey + (1 - _DIMMED) * picture
-    mixed = base * (1 - alpha) + (_HEAT * (0.4 + 0.6 * grey / 255)) * alpha
+    mixed = (_GREYED * grey + (1 - _GREYED) * picture) * (1 - alpha) + _HEAT * alpha
     stream = io.BytesIO()
-    Image.fromarray(np.clip(mixed * (0.7 + 0.3 * seen), 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=_QUALITY)
+    Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()
 
 
