@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.func import functional_call
 
 from dgl_scale.config import ModelConfig
 from dgl_scale.errors import CheckpointError, ConfigError
@@ -296,3 +297,20 @@ def test_a_real_clip_by_name_builds_and_runs() -> None:
     similarity.sum().backward()
     assert similarity.shape == (1, 1)
     assert all(parameter.grad is not None for name, parameter in model.trainable_parameters() if "postfix" not in name)
+
+
+@pytest.mark.parametrize("latent_space", ["linear", "transformer"])
+def test_gradients_are_those_of_finite_differences(tmp_path: Path, latent_space: Any) -> None:
+    """On the smallest model: one layer a tower, one prompt of each kind."""
+    clip = clip_config(1, 1, width=4, head_width=2, image_size=2, patch_size=1)
+    clip["text_cfg"] |= {"width": 6, "heads": 2}
+    counts = {f"num_{kind}_prompts": 1 for kind in ("local", "global", "prefix", "postfix")}
+    model = build(tmp_path, clip, latent_space=latent_space, **{"num_frames": 2, **counts})
+    frames, tokens = random_frames(2, 2, 0, size=2), random_tokens(2, 0)
+    names = [name for name, _ in model.trainable_parameters()]
+
+    def features(*values: Tensor) -> tuple[Tensor, Tensor]:
+        return functional_call(model, dict(zip(names, values, strict=True)), (frames, tokens))
+
+    values = [parameter.detach().clone().requires_grad_() for _, parameter in model.trainable_parameters()]
+    torch.autograd.gradcheck(features, tuple(values), atol=1e-6, rtol=1e-4, fast_mode=True)
