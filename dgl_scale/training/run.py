@@ -42,11 +42,11 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
         raise ConfigError("data.train is missing: the folder of the training split's shards")
     if config.model.latent_space is None:
         raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
+    places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
+    micro_batch_size, accumulation_steps = places[0].stop - places[0].start, len(places)
     run_folder = Path(config.output).expanduser() / config.name
     precision = _precision(config.training.precision, run_folder, device)
     config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
-    places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
-    micro_batch_size, accumulation_steps = places[0].stop - places[0].start, len(places)
     lock = _lock_folder(run_folder) if distributed.is_main() else None
     try:
         model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
@@ -119,8 +119,10 @@ def _build_trainer(
 
 def _precision(wanted: str, run_folder: Path, device: torch.device) -> Precision:
     """The compute type of the run, the same on all ranks; `auto` is what the run began with, else the fastest here."""
-    precision: Any = wanted
-    if wanted == "auto" and distributed.is_main():
+    if wanted != "auto":
+        return cast(Precision, wanted)
+    precision: Any = None
+    if distributed.is_main():
         recorded = run_folder / "config.yaml"
         precision = load_config(RunConfig, recorded).training.precision if recorded.exists() else fastest_precision(device)
         say(f"precision auto: {precision}")
