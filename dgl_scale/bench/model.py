@@ -28,7 +28,7 @@ from dgl_scale.errors import ConfigError, ExitCode
 from dgl_scale.files import write_json, write_text
 from dgl_scale.model import DGL, build_model
 from dgl_scale.model.backbone import load_backbone
-from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step
+from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step, largest_batch
 from dgl_scale.model.precision import DTYPES
 
 _LIMIT = "matrix products"
@@ -81,6 +81,10 @@ def _parser() -> Parser:
     parser.add_argument("--no-rivals", action="store_true", help="DGL and the limit only")
     parser.add_argument("--profile", action="store_true", help="print the operations that take longest")
     parser.add_argument("--estimate", action="store_true", help="operations and memory from the config alone, nothing is run")
+    parser.add_argument("--memory-gib", type=float, metavar="N", help="say the largest micro-batch that this memory is estimated to hold")
+    parser.add_argument(
+        "--peak-tflops", type=float, metavar="N", help="the device's peak in this precision: say the model FLOP utilisation"
+    )
     parser.add_argument("--scaling", metavar="FILE.svg", help="time against T, P and prompts, drawn to a file, instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -102,11 +106,15 @@ def _run(arguments: Namespace) -> int:
     for latent_space in arguments.latent_space:
         config = model_config(arguments, latent_space)
         estimate = _estimate(config, arguments)
-        sys.stdout.write(f"\n{_title(config, arguments)}\n{_estimate_lines(estimate, arguments)}")
+        sys.stdout.write(f"\n{_title(config, arguments)}\n{_estimate_lines(estimate, config, arguments)}")
         entry: dict[str, Any] = {"estimate": {**asdict(estimate), "model_flops": estimate.model_flops, "peak_bytes": estimate.peak_bytes}}
         if not arguments.estimate:
             measurements, agreement = measure(config, arguments)
             sys.stdout.write(_table(measurements, agreement))
+            if arguments.peak_tflops:
+                utilisation = estimate.model_flops / measurements[0].seconds / (1e12 * arguments.peak_tflops)
+                sys.stdout.write(f"  model FLOP utilisation of DGL: {100 * utilisation:.1f}% of {arguments.peak_tflops:g} TFLOP/s\n")
+                entry["model_flop_utilisation"] = utilisation
             entry |= {"measurements": [asdict(one) for one in measurements], "largest_feature_difference": agreement}
         report["variants"][latent_space] = entry
     if arguments.json:
@@ -185,7 +193,7 @@ def profile(step: Step, device: torch.device) -> str:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as record:
         step()
-    key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     return str(record.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60)) + "\n"
 
 
@@ -233,13 +241,19 @@ def _title(config: ModelConfig, arguments: Namespace) -> str:
     return f"DGL {config.latent_space} over {config.clip}, {size}"
 
 
-def _estimate_lines(estimate: StepEstimate, arguments: Namespace) -> str:
+def _estimate_lines(estimate: StepEstimate, config: ModelConfig, arguments: Namespace) -> str:
     gib = 1 << 30
+    largest = ""
+    if arguments.memory_gib:
+        shape, length = load_backbone(config.clip, None, with_weights=False).shape, caption_length(arguments.words)
+        bytes_per_value = DTYPES[arguments.precision].itemsize
+        batch = largest_batch(config, shape, arguments.memory_gib * gib, caption_length=length, bytes_per_value=bytes_per_value)
+        largest = f"  largest micro-batch in {arguments.memory_gib:g} GiB by this estimate: {batch}\n"
     return (
         f"  estimate: {estimate.model_flops / 1e9:,.1f} GFLOP a step ({estimate.forward_flops / 1e9:,.1f} forward), "
         f"{estimate.saved_bytes / gib:.3f} GiB saved ({estimate.saved_bytes / arguments.videos / (1 << 20):,.1f} MiB a video, "
         f"{estimate.saved_values_per_token_and_layer:.1f} D values a token and layer), peak {estimate.peak_bytes / gib:.3f} GiB "
-        f"with {estimate.frozen_bytes / gib:.3f} of weights and {estimate.trained_bytes / gib:.3f} of prompts and optimizer\n"
+        f"with {estimate.frozen_bytes / gib:.3f} of weights and {estimate.trained_bytes / gib:.3f} of prompts and optimizer\n" + largest
     )
 
 

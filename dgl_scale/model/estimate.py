@@ -105,6 +105,31 @@ def estimate_step(
     )
 
 
+def largest_batch(
+    config: ModelConfig,
+    shape: ClipShape,
+    memory_bytes: float,
+    *,
+    caption_length: int,
+    bytes_per_value: int = 4,
+    activation_checkpointing: bool = False,
+) -> int:
+    """The largest micro-batch, of as many videos as captions, whose estimated peak is within `memory_bytes`; 0: none."""
+
+    def fits(batch: int) -> bool:
+        size = StepSize(batch, batch, config.num_frames, caption_length)
+        estimate = estimate_step(config, shape, size, bytes_per_value=bytes_per_value, activation_checkpointing=activation_checkpointing)
+        return estimate.peak_bytes <= memory_bytes
+
+    fitting, too_large = 0, 1
+    while fits(too_large):
+        fitting, too_large = too_large, 2 * too_large
+    while too_large - fitting > 1:
+        middle = (fitting + too_large) // 2
+        fitting, too_large = (middle, too_large) if fits(middle) else (fitting, middle)
+    return fitting
+
+
 def trained_parameters(config: ModelConfig, shape: ClipShape) -> int:
     """How many numbers are trained."""
     vision, text = shape.vision.width, shape.text.width

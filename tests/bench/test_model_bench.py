@@ -15,7 +15,23 @@ from tests.reference.tiny_clip import clip_config, write_config
 
 def test_measures_all_contenders_and_stores_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip, report = write_config(tmp_path, clip_config(3, 3)), tmp_path / "bench.json"
-    words = ["model", "--clip", clip, "--num-frames", "2", "--videos", "2", "--words", "9", "--rounds", "1", "--device", "cpu"]
+    words = [
+        "model",
+        "--clip",
+        clip,
+        "--num-frames",
+        "2",
+        "--videos",
+        "2",
+        "--words",
+        "9",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+        "--peak-tflops",
+        "0.1",
+    ]
     assert bench([*words, "--json", str(report)]) == 0
     content = json.loads(report.read_text())
     assert list(content["variants"]) == ["linear", "transformer"]
@@ -27,13 +43,15 @@ def test_measures_all_contenders_and_stores_them(tmp_path: Path, capsys: pytest.
         assert ours["flops"] < literal["flops"] and ours["memory"]["saved"] < literal["memory"]["saved"]
         assert variant["largest_feature_difference"] < 1e-5
         assert variant["estimate"]["model_flops"] == pytest.approx(ours["flops"], rel=0.05)
-    assert "literal formulation" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "literal formulation" in output and "% of 0.1 TFLOP/s" in output
 
 
 def test_estimates_without_running_anything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(["model", "--estimate", "--clip", "ViT-bigG-14", "--videos", "64", "--precision", "bf16"]) == 0
+    assert bench(["model", "--estimate", "--clip", "ViT-bigG-14", "--videos", "64", "--precision", "bf16", "--memory-gib", "80"]) == 0
     output = capsys.readouterr().out
     assert "DGL transformer over ViT-bigG-14, B = 64, T = 12, bf16" in output and "GiB saved" in output
+    assert "largest micro-batch in 80 GiB by this estimate: 1" in output
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dgl_scale.bench.train_step import caption_length, random_batch, train_step
 from dgl_scale.config import ModelConfig
 from dgl_scale.model import build_model
 from dgl_scale.model.backbone import load_backbone
-from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step, trained_parameters
+from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step, largest_batch, trained_parameters
 from tests.reference.tiny_clip import write_config
 
 WORDS = 24
@@ -81,6 +81,16 @@ def test_activation_checkpointing_saves_memory_for_one_forward(tmp_path: Path) -
     assert recomputed.saved_bytes + recomputed.transient_bytes == pytest.approx(memory.peak, rel=0.1)
     assert memory.peak < 0.5 * (plain.saved_bytes + plain.transient_bytes)
     assert recomputed.recomputed_flops == pytest.approx(plain.forward_flops, rel=0.01)
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    config = ModelConfig(clip="ViT-L-14", latent_space="transformer")
+    shape, memory = load_backbone(config.clip, None, with_weights=False).shape, 80 * 2**30
+    batch = largest_batch(config, shape, memory, caption_length=32, bytes_per_value=2)
+    peaks = [estimate(config, StepSize(size, size, 12, 32), bytes_per_value=2).peak_bytes for size in (batch, batch + 1)]
+    assert peaks[0] <= memory < peaks[1]
+    assert largest_batch(config, shape, 2**20, caption_length=32, bytes_per_value=2) == 0
+    assert largest_batch(config, shape, memory, caption_length=32, bytes_per_value=2, activation_checkpointing=True) > 4 * batch
 
 
 def test_a_frozen_clip_has_no_training_step() -> None:
