@@ -14,12 +14,10 @@ from dgl_scale.data.index import load_split
 from dgl_scale.errors import DataError
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.bench_clips import encode_clip, footage
-from shard_tools.build_record import BuildRecord, write_shard_lists
 from shard_tools.fingerprints import Fingerprints, normalise_caption
 from shard_tools.leakage import exclusions, find_leakage, main, read_fingerprints
-from shard_tools.plan import plan_shards
 from shard_tools.similar import similar_pairs
-from shard_tools.writer import build_shard
+from tests.shard_tools.finished_build import finish_build
 
 Frames = list[np.ndarray]
 
@@ -88,13 +86,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     videos.append(AnnotatedVideo("copy", "03.mp4", ("a copy",), "test"))
     output = root / "out"
     config = ShardsConfig(dataset="toy", format="folder", videos=str(root), output=str(output), frames=FramesConfig(short_side=112))
-    record = BuildRecord(str(output), config, "")
-    record.begin()
-    shards = [shard for plan in plan_shards(videos, "toy", 40, 0, None) for shard in build_shard(plan, config, str(output))]
-    for split in ("train", "test"):
-        write_shard_lists(str(output / split), [shard for shard in shards if shard.split == split])
-    record.end("complete", shards, 0)
-    return output
+    return finish_build(videos, config, 40)
 
 
 def test_changed_copies_are_found_and_different_videos_are_not(build: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,10 @@ from dgl_scale.config import ColumnsConfig, FramesConfig, ShardsConfig
 from dgl_scale.data.samples import decode_members
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
-from shard_tools.build_record import BuildRecord, write_shard_lists
-from shard_tools.plan import plan_shards
 from shard_tools.stats import collect, main, summarise
 from shard_tools.stats_report import histogram
 from shard_tools.verify import read_tar
-from shard_tools.writer import build_shard
+from tests.shard_tools.finished_build import finish_build
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +25,7 @@ def finished(videos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     shards_config = ShardsConfig(dataset="toy", format="folder", videos=str(videos_folder), output=str(output), frames=frames)
     videos = read_table(videos_folder / "annotations.jsonl", columns, "train")
     videos.append(AnnotatedVideo("talker", "good/03.mp4", ("word " * 9_999 + "end", "<b>&"), "train"))
-    record = BuildRecord(str(output), shards_config, "")
-    record.begin()
-    shards = [shard for plan in plan_shards(videos, "toy", 8, 0, None) for shard in build_shard(plan, shards_config, str(output))]
-    for split in ("train", "test"):
-        write_shard_lists(str(output / split), [shard for shard in shards if shard.split == split])
-    record.end("complete", shards, 0)
-    return output
+    return finish_build(videos, shards_config, 8)
 
 
 @pytest.fixture

@@ -8,12 +8,10 @@ from hypothesis import strategies as st
 
 from dgl_scale.config import ColumnsConfig, ShardsConfig
 from shard_tools.annotations.table import read_table
-from shard_tools.build_record import BuildRecord, write_shard_lists
 from shard_tools.failures import Status
 from shard_tools.ledger import LedgerRow, read_ledger
-from shard_tools.plan import plan_shards
 from shard_tools.verify import main, verify
-from shard_tools.writer import build_shard
+from tests.shard_tools.finished_build import finish_build
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +21,7 @@ def finished(videos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     table = str(videos_folder / "annotations.jsonl")
     config = ShardsConfig(dataset="toy", format="table", annotations=table, videos=str(videos_folder), output=str(output))
     videos = read_table(Path(table), ColumnsConfig(video_id="id", split="split"), "train")
-    plan = plan_shards(videos, "toy", 100, 0, None)
-    record = BuildRecord(output, config, plan.annotations_sha256)
-    record.begin()
-    shards = [summary for shard in plan for summary in build_shard(shard, config, output)]
-    for shard in shards:
-        write_shard_lists(output / shard.split, [shard])
-    record.end("complete", shards, 0)
-    return output
+    return finish_build(videos, config, 100)
 
 
 @pytest.fixture
