@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dgl_scale.config import Section
+from dgl_scale.config_section import Section
 from dgl_scale.errors import ConfigError
 
 S = TypeVar("S", bound=Section)

@@ -6,8 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from dgl_scale.config import Section
 from dgl_scale.config_file import dump_config
+from dgl_scale.config_section import Section
 from dgl_scale.errors import ConfigError, DglError, ExitCode
 
 

@@ -22,8 +22,8 @@ import simplejpeg
 import webdataset
 from PIL import Image
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import DglError
+from dgl_scale.shards_config import ShardsConfig
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.backends import open_source, quiet_decoders, read_with_decord
 from shard_tools.plan import PlannedSample, ShardPlan

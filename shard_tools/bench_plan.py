@@ -18,9 +18,9 @@ import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
 
-from dgl_scale.config import ColumnsConfig
 from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import ExitCode
+from dgl_scale.shards_config import ColumnsConfig
 from shard_tools.annotations.table import table_rows
 from shard_tools.failures import Status
 from shard_tools.inputs import UnannotatedFiles

@@ -21,21 +21,22 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.entry import config_parser, parse_arguments, run_command, show_config
 from dgl_scale.errors import ConfigError, DglError, ExitCode, Interrupted
 from dgl_scale.ray_cluster import ray_cluster, remove_abandoned
+from dgl_scale.shards_config import ShardsConfig
+from dgl_scale.storage.urls import Location, is_url, join, public_url
 from shard_tools.output_folder import only_builder
+from shard_tools.public_config import public_config
 from shard_tools.submit_folder import resolve_paths
-from shard_tools.urls import Location, is_url, join, public_config, public_url
 
 if TYPE_CHECKING:
+    from dgl_scale.storage.storage import Storage
     from shard_tools.build_record import BuildRecord
     from shard_tools.finished import ShardSummary
     from shard_tools.inputs import UnannotatedFiles
     from shard_tools.plan import Plan, ShardPlan
-    from shard_tools.storage import Storage
 
 _MAX_RETRIES = 3
 _POLL_S = 1.0
@@ -79,11 +80,11 @@ def build(config: ShardsConfig, num_cpus: int | None = None, retry_failed: bool 
             `max_failed_fraction` of the videos failed.
     """
     # pyarrow, webdataset and what they bring are loaded here, so that --help and --show-config are instant.
+    from dgl_scale.storage.storage import Storage
     from shard_tools.annotations.reader import read_annotations
     from shard_tools.build_record import BuildRecord, write_shard_lists
     from shard_tools.inputs import UnannotatedFiles, check_places, local_annotations
     from shard_tools.plan import plan_shards
-    from shard_tools.storage import Storage
 
     resolved = resolve_paths(config)
     storage = Storage(resolved.storage)

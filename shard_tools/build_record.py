@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import ConfigError
 from dgl_scale.files import json_sha256
+from dgl_scale.shards_config import ShardsConfig
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, join, public_url
 from shard_tools.coverage import count_coverage, coverage_by_split
 from shard_tools.finished import ShardSummary
-from shard_tools.storage import Storage
-from shard_tools.urls import Location, join, public_config, public_url
+from shard_tools.public_config import public_config
 
 # They say where, how fast and under which limits, never which bytes; so they may change between two runs.
 _NEUTRAL_KEYS = {"output", "decoder", "storage", "max_failed_fraction", "require_coverage", "cpus_per_task", "max_tasks_in_flight"}

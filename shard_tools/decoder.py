@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from dgl_scale.config import DecoderConfig
 from dgl_scale.errors import DglError
+from dgl_scale.shards_config import DecoderConfig
 from shard_tools.failures import SampleFailure, Status
 from shard_tools.video_request import DecodedVideo, VideoRequest
 

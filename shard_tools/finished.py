@@ -11,11 +11,11 @@ from typing import BinaryIO, Self
 
 from dgl_scale.data.samples import Sample, decode_tar_range
 from dgl_scale.errors import DataError
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, join
 from shard_tools.failures import Status
 from shard_tools.ledger import Ledger, LedgerRow, read_ledger
 from shard_tools.plan import Plan, ShardPlan
-from shard_tools.storage import Storage
-from shard_tools.urls import Location, join
 
 _READERS = 16
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import ConfigError, DataError
+from dgl_scale.shards_config import ShardsConfig
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import SCHEMES, is_url, public_url, scheme_of
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.spool import Spool
-from shard_tools.storage import Storage
-from shard_tools.urls import SCHEMES, is_url, public_url, scheme_of
 
 _WRITABLE = frozenset(["gs", "s3"])
 _NUM_BUCKETS = 256

@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet
 
 from dgl_scale.errors import DataError
+from dgl_scale.storage.storage import NotThereError, Storage
+from dgl_scale.storage.urls import Location, public_url
 from shard_tools.failures import Status
-from shard_tools.storage import NotThereError, Storage
-from shard_tools.urls import Location, public_url
 
 _SCHEMA = pyarrow.schema(
     [

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dgl_scale.errors import DglError
-from shard_tools.urls import Location, is_url
+from dgl_scale.storage.urls import Location, is_url
 
 
 @contextlib.contextmanager

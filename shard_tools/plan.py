@@ -19,10 +19,10 @@ import pyarrow
 
 from dgl_scale.errors import ConfigError, DataError
 from dgl_scale.files import json_sha256
+from dgl_scale.storage.urls import public_url
 from shard_tools.annotations.videos import AnnotatedVideo, join_rows
 from shard_tools.failures import SampleFailure, Status
 from shard_tools.spool import Spool
-from shard_tools.urls import public_url
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 # A tar header holds names of 100 bytes; the longest suffix is `.00000.jpg`.

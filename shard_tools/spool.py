@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow
 
-from shard_tools.scratch import scratch_error, scratch_file
+from dgl_scale.storage.scratch import scratch_error, scratch_file
 
 _BATCH_ROWS = 128
 _COMPRESSION = pyarrow.ipc.IpcWriteOptions(compression="zstd")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import ConfigError
-from shard_tools.urls import is_url
+from dgl_scale.shards_config import ShardsConfig
+from dgl_scale.storage.urls import is_url
 
 _COPY_MARK = "/runtime_resources/working_dir_files/"
 

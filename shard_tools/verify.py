@@ -18,10 +18,10 @@ from dgl_scale.data.samples import decode_members
 from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import DataError, DglError, ExitCode
 from dgl_scale.files import file_sha256
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, is_url, join, public_url
 from shard_tools.failures import Status, one_line
 from shard_tools.ledger import Ledger, LedgerRow, read_ledger
-from shard_tools.storage import Storage
-from shard_tools.urls import Location, is_url, join, public_url
 
 _MAX_LINES = 20
 

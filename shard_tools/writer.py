@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.data.samples import Sample, SampleMetadata
+from dgl_scale.shards_config import ShardsConfig
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, join, public_url
 from shard_tools.annotations.videos import AnnotatedVideo, clean_text
 from shard_tools.decoder import Decoder
 from shard_tools.failures import SampleFailure, Status
@@ -16,8 +18,6 @@ from shard_tools.finished import EarlierSamples, ShardSummary, part_name, summar
 from shard_tools.hashing_tar import HashingTar
 from shard_tools.ledger import Ledger, LedgerRow, write_ledger
 from shard_tools.plan import PlannedSample, ShardPlan
-from shard_tools.storage import Storage
-from shard_tools.urls import Location, join, public_url
 from shard_tools.video_request import DecodedVideo, VideoRequest
 from shard_tools.video_source import local_video
 

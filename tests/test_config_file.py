@@ -5,9 +5,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgl_scale.config import ModelConfig, RunConfig, ShardsConfig
+from dgl_scale.config import ModelConfig, RunConfig
 from dgl_scale.config_file import check_config, configs_folder, dump_config, load_config
 from dgl_scale.errors import ConfigError
+from dgl_scale.shards_config import ShardsConfig
 
 MINIMAL = {"name": "tiny", "model": {"clip": "ViT-B-32"}, "training": {"global_batch_size": 8, "max_steps": 3}}
 

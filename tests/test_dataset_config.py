@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.config_file import check_config, dump_config
 from dgl_scale.errors import ConfigError
+from dgl_scale.shards_config import ShardsConfig
 
 BASE = {"dataset": "d", "videos": "v", "output": "o"}
 MSRVTT = {"captions": "a.json", "train": "t.csv", "test": "x.csv"}

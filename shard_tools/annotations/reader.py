@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.dataset_config import ActivityNetConfig, DatasetConfig, DidemoConfig, LsmdcConfig, MsrvttConfig, MsvdConfig, VatexConfig
 from dgl_scale.errors import DataError
+from dgl_scale.shards_config import ShardsConfig
+from dgl_scale.storage.urls import is_url
 from shard_tools.annotations.activitynet import read_activitynet
 from shard_tools.annotations.annotation_files import AnnotationFile, read_bytes
 from shard_tools.annotations.didemo import read_didemo
@@ -18,7 +19,6 @@ from shard_tools.annotations.validation import hold_out_fraction, hold_out_video
 from shard_tools.annotations.vatex import read_vatex
 from shard_tools.annotations.video_files import VideoFiles
 from shard_tools.annotations.videos import AnnotatedVideo
-from shard_tools.urls import is_url
 
 
 def read_annotations(config: ShardsConfig) -> Iterable[AnnotatedVideo]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow.parquet
 
-from dgl_scale.config import ColumnsConfig
 from dgl_scale.errors import ConfigError, DataError
+from dgl_scale.shards_config import ColumnsConfig
+from dgl_scale.storage.urls import public_url
 from shard_tools.annotations.videos import AnnotatedVideo, check_split, clean_text, join_rows, json_values, parse_captions, parse_segment
 from shard_tools.failures import SampleFailure
-from shard_tools.urls import public_url
 
 _MAX_CSV_FIELD_CHARS = 1 << 24
 _PATTERN_COLUMN = re.compile(r"\{([^{}]+)\}")

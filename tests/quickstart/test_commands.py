@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dgl_scale.config import RunConfig, ShardsConfig
+from dgl_scale.config import RunConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.quickstart.commands import (
     DEFAULT_FOLDER,
@@ -13,6 +13,7 @@ from dgl_scale.quickstart.commands import (
     run_overrides,
     train_command,
 )
+from dgl_scale.shards_config import ShardsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

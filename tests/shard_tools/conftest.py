@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from dgl_scale.config import ColumnsConfig, FramesConfig, ShardsConfig
+from dgl_scale.shards_config import ColumnsConfig, FramesConfig, ShardsConfig
 from shard_tools.finished import ShardSummary
 from shard_tools.plan import Plan
 

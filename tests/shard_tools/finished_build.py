@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgl_scale.config import ShardsConfig
+from dgl_scale.shards_config import ShardsConfig
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.build_record import BuildRecord, write_shard_lists
 from shard_tools.plan import plan_shards

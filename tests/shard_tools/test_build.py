@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import shard_tools
-from dgl_scale.config import ShardsConfig
+from dgl_scale.shards_config import ShardsConfig
 from shard_tools.build import main
 from shard_tools.ledger import read_ledger
 from shard_tools.verify import verify

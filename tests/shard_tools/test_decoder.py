@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dgl_scale.config import DecoderConfig
 from dgl_scale.errors import DglError
+from dgl_scale.shards_config import DecoderConfig
 from shard_tools.decoder import Decoder
 from shard_tools.failures import SampleFailure, Status
 from shard_tools.video import decode_video
@@ -75,7 +75,7 @@ def test_memory_is_limited(tmp_path: Path, make_clip: Callable[..., Path]) -> No
 def test_the_child_leaves_with_its_parent(clip: Path, tmp_path: Path) -> None:
     program = f"""
 import time
-from dgl_scale.config import DecoderConfig
+from dgl_scale.shards_config import DecoderConfig
 from shard_tools.decoder import Decoder
 from shard_tools.video_request import VideoRequest
 decoder = Decoder(DecoderConfig())

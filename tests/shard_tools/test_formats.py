@@ -11,7 +11,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgl_scale.config import DecoderConfig
+from dgl_scale.shards_config import DecoderConfig
 from shard_tools.backends import open_source, read_with_av, read_with_decord
 from shard_tools.decoder import Decoder
 from shard_tools.failures import SampleFailure, Status

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgl_scale.config import FramesConfig, ShardsConfig
 from dgl_scale.data.index import load_split
 from dgl_scale.errors import DataError
+from dgl_scale.shards_config import FramesConfig, ShardsConfig
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.bench_clips import encode_clip, footage
 from shard_tools.fingerprints import Fingerprints, normalise_caption

@@ -20,10 +20,11 @@ import pytest
 import s3fs
 import yaml
 
-from dgl_scale.config import ShardsConfig, StorageConfig
+from dgl_scale.shards_config import ShardsConfig
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage_config import StorageConfig
 from shard_tools.build import main
 from shard_tools.ledger import read_ledger
-from shard_tools.storage import Storage
 from shard_tools.verify import main as verify_main
 from tests.shard_tools.bad_network import FATES, BadNetwork
 
@@ -176,7 +177,7 @@ def test_over_a_bad_network_the_bytes_are_those_of_a_local_build(
 
 
 def test_an_upload_in_parts_is_checked_too(bucket: str, connect: Any, s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shard_tools.storage._PART_BYTES", 5 << 20)
+    monkeypatch.setattr("dgl_scale.storage.storage._PART_BYTES", 5 << 20)
     content = random.Random(0).randbytes(11 << 20)
     storage = Storage(StorageConfig(timeout_s=2.0, attempts=12))
     with BadNetwork(s3_port, share=0.1, delay_s=2.5, seed=1) as network:

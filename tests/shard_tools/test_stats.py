@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgl_scale.config import ColumnsConfig, FramesConfig, ShardsConfig
 from dgl_scale.data.samples import decode_members
+from dgl_scale.shards_config import ColumnsConfig, FramesConfig, ShardsConfig
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.stats import collect, main, summarise

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dgl_scale.config import MsrvttConfig, ShardsConfig
+from dgl_scale.dataset_config import MsrvttConfig
 from dgl_scale.errors import ConfigError
+from dgl_scale.shards_config import ShardsConfig
 from shard_tools.submit_folder import resolve_paths, submit_folder
 
 

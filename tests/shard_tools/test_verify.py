@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgl_scale.config import ColumnsConfig, ShardsConfig
+from dgl_scale.shards_config import ColumnsConfig, ShardsConfig
 from shard_tools.annotations.table import read_table
 from shard_tools.failures import Status
 from shard_tools.ledger import LedgerRow, read_ledger

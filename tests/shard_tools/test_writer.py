@@ -10,9 +10,9 @@ import pytest
 import simplejpeg
 import webdataset
 
-from dgl_scale.config import DecoderConfig, ShardsConfig
 from dgl_scale.data.samples import decode_members, decode_tar_range
 from dgl_scale.errors import DglError
+from dgl_scale.shards_config import DecoderConfig, ShardsConfig
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.decoder import Decoder

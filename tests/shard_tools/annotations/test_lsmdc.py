@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dgl_scale.config import LsmdcConfig
+from dgl_scale.dataset_config import LsmdcConfig
 from dgl_scale.errors import DataError
 from shard_tools.annotations.lsmdc import read_lsmdc
 from shard_tools.annotations.video_files import VideoFiles

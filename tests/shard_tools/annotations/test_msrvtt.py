@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dgl_scale.config import MsrvttConfig
+from dgl_scale.dataset_config import MsrvttConfig
 from dgl_scale.errors import DataError
 from shard_tools.annotations.msrvtt import read_msrvtt
 from shard_tools.annotations.video_files import VideoFiles

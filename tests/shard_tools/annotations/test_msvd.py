@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dgl_scale.config import MsvdConfig
+from dgl_scale.dataset_config import MsvdConfig
 from dgl_scale.errors import DataError
 from shard_tools.annotations.msvd import read_msvd
 from shard_tools.annotations.video_files import VideoFiles

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dgl_scale.config import ColumnsConfig, LsmdcConfig, ShardsConfig
+from dgl_scale.dataset_config import LsmdcConfig
 from dgl_scale.errors import DataError
+from dgl_scale.shards_config import ColumnsConfig, ShardsConfig
 from shard_tools.annotations.reader import read_annotations
 from shard_tools.build import main
 

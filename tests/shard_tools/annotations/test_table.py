@@ -7,12 +7,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dgl_scale.config import ColumnsConfig
 from dgl_scale.errors import ConfigError, DataError
+from dgl_scale.shards_config import ColumnsConfig
+from dgl_scale.storage.urls import is_url
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.failures import Status
-from shard_tools.urls import is_url
 
 
 def read(path: Path, **columns: str) -> list[AnnotatedVideo]:

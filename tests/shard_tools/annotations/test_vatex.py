@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgl_scale.config import VatexConfig
+from dgl_scale.dataset_config import VatexConfig
 from dgl_scale.errors import DataError
 from shard_tools.annotations.vatex import read_vatex
 from shard_tools.annotations.video_files import VideoFiles

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
-from dgl_scale.config import StorageConfig
 from dgl_scale.errors import DataError, DglError
 from dgl_scale.files import atomic_file, read_json, write_json
-from shard_tools.scratch import scratch_error, scratch_file
-from shard_tools.urls import Location, is_url, public_url, scheme_of, scrub
+from dgl_scale.storage.scratch import scratch_error, scratch_file
+from dgl_scale.storage.urls import Location, is_url, public_url, scheme_of, scrub
+from dgl_scale.storage_config import StorageConfig
 
 _BLOCK_BYTES = 16 << 20
 _PART_BYTES = 64 << 20

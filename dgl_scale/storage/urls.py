@@ -3,10 +3,8 @@
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
-from dgl_scale.config import ShardsConfig
 from dgl_scale.errors import DataError
 
 Location = str | Path
@@ -36,17 +34,6 @@ def public_url(location: Location) -> str:
     scheme, _, rest = str(location).partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def public_config(config: ShardsConfig) -> ShardsConfig:
-    """The config with its locations as they may be shown and stored."""
-    locations: dict[str, Any] = {
-        name: public_url(value) for name in ("annotations", "videos", "output") if (value := getattr(config, name))
-    }
-    section = config.dataset_section
-    if section is not None:
-        locations[config.format] = section.with_files(lambda key, path: public_url(path))
-    return config.model_copy(update=locations)
 
 
 def scrub(text: str) -> str:
