@@ -111,6 +111,19 @@ class TrainingConfig(Section):
         return self
 
 
+class QueryBankConfig(Section):
+    """QB-Norm (arXiv 2112.12777): text-to-video scores normalised by how popular a video is with training captions."""
+
+    theta: PositiveInt = 1
+    """A video is activated if at least so many captions of the bank have it among their first k."""
+    k: PositiveInt = 1
+    """How many videos of each caption of the bank are counted."""
+    betas: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+    """Inverse temperatures of the cosine to choose from, by R@1 on the validation split; a single one is taken as it is."""
+    max_bank: PositiveInt = 50_000
+    """Most training captions in the bank; of more, so many are taken at even distances."""
+
+
 class EvaluationConfig(Section):
     """How retrieval is measured."""
 
@@ -127,6 +140,8 @@ class EvaluationConfig(Section):
     """Best candidates kept of each query."""
     bootstrap_samples: PositiveInt = 2000
     """Resamples (by video) behind the confidence intervals."""
+    qb_norm: QueryBankConfig | None = None
+    """Report QB-Norm too, under `rerank`; null: no bank is encoded."""
 
 
 class RunConfig(Section):

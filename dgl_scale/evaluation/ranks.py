@@ -1,26 +1,28 @@
 """Exact ranks of both retrieval directions from features, in tiles: the similarity matrix is never held.
 
 Rank of a query = 1 + candidates that score strictly higher than the right one + half of those that tie with
-it (METHOD, "Retrieval metrics"). Ties are decided in exact arithmetic. Unit vectors are rounded to multiples
-of 2^-26; products are then multiples of 2^-52 and, by Cauchy-Schwarz, any partial sum of them stays below 2,
-so that float64 holds every one of them without rounding. Scores hence depend neither on the order of
-summation nor on tile sizes, threads, BLAS or device, and equal vectors score equally wherever they stand.
-The rounding moves a cosine by about 1e-8, less than a float32 product would.
+it (METHOD, "Retrieval metrics"). Ties are decided in exact arithmetic, see `unit_vectors`.
+
+Features may come in parts, and captions may be ranked part by part in several processes: a part needs the videos
+(one part of them at a time), three numbers a query of `RightScores`, and no other caption.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from dgl_scale.errors import DataError
+from dgl_scale.evaluation.unit_vectors import exact_unit, pair_scores
 
-_QUANTUM = 2.0**-26
+_PAIRS_AT_ONCE = 4096
 
 Adjust = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(scores, text indices, video indices) -> scores`, elementwise with broadcasting; see `rescoring`."""
+
+Parts = Sequence[Tensor]
+"""Features in consecutive parts `[n_i, E]`: a list, or an object that loads part i whenever it is asked for `parts[i]`."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,79 @@ class Ranking:
     video_to_text: DirectionRanks
 
 
+@dataclass(frozen=True)
+class RightScores:
+    """What the candidates of a query are compared with.
+
+    Attributes:
+        own: float64 `[Q]`, text-to-video: the score of each caption with its video.
+        best: float64 `[V]`, video-to-text: the best score of each video's own captions.
+        num_best: int64 `[V]`, how many of its own captions have that score.
+    """
+
+    own: Tensor
+    best: Tensor
+    num_best: Tensor
+
+
+@dataclass
+class Standing:
+    """What is known of `N` queries after some of their candidates.
+
+    Attributes:
+        greater: int64 `[N]`, candidates that score above the right one.
+        equal: int64 `[N]`, candidates that score as the right one, itself included.
+        top_indices: int64 `[N, k]`, best candidates so far, best first; -1 where there were fewer.
+        top_scores: float64 `[N, k]`; minus infinity where there were fewer.
+    """
+
+    greater: Tensor
+    equal: Tensor
+    top_indices: Tensor
+    top_scores: Tensor
+
+    @classmethod
+    def empty(cls, size: int, top_k: int, device: torch.device) -> "Standing":
+        """Of no candidates."""
+        zeros = torch.zeros(size, dtype=torch.int64, device=device)
+        scores = torch.full((size, top_k), -torch.inf, dtype=torch.float64, device=device)
+        return cls(zeros, zeros.clone(), torch.full((size, top_k), -1, dtype=torch.int64, device=device), scores)
+
+    def add_later(self, other: "Standing", queries: slice = slice(None)) -> None:
+        """Take in what `queries` met among later candidates (of higher index)."""
+        self.greater[queries] += other.greater
+        self.equal[queries] += other.equal
+        scores = torch.cat([self.top_scores[queries], other.top_scores], dim=1)  # [N, 2k]
+        # Kept ones stand first and have lower indices, so a stable sort keeps the order of equal scores.
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, : self.top_scores.shape[1]]
+        indices = torch.cat([self.top_indices[queries], other.top_indices], dim=1)
+        self.top_scores[queries], self.top_indices[queries] = scores.gather(1, order), indices.gather(1, order)
+
+    def ranks(self, right: Tensor, num_right: Tensor) -> DirectionRanks:
+        """Ranks after all candidates, of which `num_right` `[N]` are right and score `right` `[N]`."""
+        equal_wrong = self.equal - num_right
+        assert int(equal_wrong.min()) >= 0, "a right candidate was not counted as equal to itself"
+        return DirectionRanks(1 + self.greater.double() + equal_wrong.double() / 2, right, self.top_indices, self.top_scores)
+
+
+@dataclass(frozen=True)
+class PartialRanking:
+    """What a part of the captions found.
+
+    Attributes:
+        start: index of the part's first caption.
+        text_to_video: of the part's captions, after all videos.
+        video_to_text: of all videos, after the part's captions.
+    """
+
+    start: int
+    text_to_video: Standing
+    video_to_text: Standing
+
+
 def rank_both_directions(
-    text: Tensor,
-    video: Tensor,
+    text: Tensor | Parts,
+    video: Tensor | Parts,
     target: Tensor,
     *,
     scale: float,
@@ -63,9 +135,12 @@ def rank_both_directions(
     A video with several captions is right as soon as its best-scoring caption is found; its other captions
     are no competitors of that one. `adjust` changes the scores of (text-to-video, video-to-text).
 
+    To spread the work, do what this does: `own_scores`, `right_scores`, then `rank_text_part` for each part of
+    the captions, wherever it lies, and `merge_parts`.
+
     Args:
-        text: `[Q, E]`, of any length (cosine is what counts).
-        video: `[V, E]`.
+        text: `[Q, E]`, of any length (cosine is what counts), whole or in parts.
+        video: `[V, E]`, whole or in parts.
         target: int64 `[Q]`, the video that each caption describes.
         scale: scores are `scale` times the cosine.
         block_size: tiles are at most `block_size` by `block_size`; bounds memory, never changes the result.
@@ -74,39 +149,105 @@ def rank_both_directions(
     Raises:
         DataError: a feature is not finite, a target is out of range, or a video has no caption.
     """
-    _check(text, video, target)
-    own, best = _right_scores(text, video, target, scale, adjust)
-    directions = (
-        _Direction(own, min(top_k, len(video)), equal_right=torch.ones_like(target)),
-        _Direction(best[1], min(top_k, len(text)), equal_right=_count_best(best[0], best[1], target)),
-    )
-    # Every block of captions meets all videos: those are converted once.
-    video_units = torch.cat([exact_unit(video[columns]) for columns in _blocks(len(video), block_size)])
-    for rows in _blocks(len(text), block_size):
-        text_block = exact_unit(text[rows])
-        row_indices = torch.arange(rows.start, rows.stop, device=text.device)[:, None]
-        for columns in _blocks(len(video), block_size):
-            column_indices = torch.arange(columns.start, columns.stop, device=text.device)[None, :]
-            tile = (text_block @ video_units[columns].T) * scale  # [rows, columns]
-            tiles = (tile, tile) if adjust is None else tuple(a(tile, row_indices, column_indices) for a in adjust)
-            directions[0].add(tiles[0], rows, columns.start)
-            directions[1].add(tiles[1].T, columns, rows.start)
-    return Ranking(directions[0].result(), directions[1].result())
+    texts, videos = _parts(text), _parts(video)
+    num_videos = _check(texts, videos, target)
+    right = right_scores(own_scores(texts, videos, target, scale=scale), target, num_videos, adjust=adjust)
+    start, partial = 0, []
+    for part in texts:
+        partial.append(rank_text_part(part, start, videos, right, scale=scale, block_size=block_size, top_k=top_k, adjust=adjust))
+        start += len(part)
+    return merge_parts(partial, right)
 
 
-def exact_unit(features: Tensor) -> Tensor:
-    """`[N, E]` to float64 vectors of length 1 whose inner products are exact; a zero vector stays zero."""
-    wide = features.double()
-    scaled = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    # The length too must not depend on the order of summation: so few bits that the sum of E squares is exact.
-    bits = (53 - math.ceil(math.log2(features.shape[-1]))) // 2
-    length = (scaled * 2.0**bits).round().square().sum(dim=-1, keepdim=True).sqrt() / 2.0**bits
-    return (scaled / length.clamp_min(1.0) / _QUANTUM).round() * _QUANTUM
+def own_scores(text: Tensor | Parts, video: Tensor | Parts, target: Tensor, *, scale: float) -> Tensor:
+    """Float64 `[Q]`: the score of each caption with its own video; a worker that has both needs nothing else.
+
+    Args:
+        text: `[Q, E]`, `video`: `[V, E]`, whole or in parts.
+        target: int64 `[Q]`, rows of `video`.
+        scale: as in the ranking.
+    """
+    own = torch.empty(len(target), dtype=torch.float64, device=target.device)
+    first_video = 0
+    for videos in _parts(video):
+        first_text = 0
+        for texts in _parts(text):
+            rows = (target[first_text : first_text + len(texts)] - first_video).to(texts.device)
+            inside = ((rows >= 0) & (rows < len(videos))).nonzero()[:, 0]
+            for some in torch.split(inside, _PAIRS_AT_ONCE):
+                own[first_text + some] = pair_scores(texts[some], videos[rows[some]], scale=scale)
+            first_text += len(texts)
+        first_video += len(videos)
+    return own
 
 
-def pair_scores(text: Tensor, video: Tensor, *, scale: float) -> Tensor:
-    """Float64 `[N]`: the exact scores of `text[i]` with `video[i]`, equal to the entries of a full matrix."""
-    return (exact_unit(text) * exact_unit(video)).sum(-1) * scale
+def right_scores(own: Tensor, target: Tensor, num_videos: int, *, adjust: tuple[Adjust, Adjust] | None = None) -> RightScores:
+    """What candidates are compared with, from `own_scores` of all captions.
+
+    Args:
+        own: float64 `[Q]`.
+        target: int64 `[Q]`, the video that each caption describes.
+        num_videos: `V`.
+        adjust: as in `rank_both_directions`.
+    """
+    captions = torch.arange(len(own), device=own.device)
+    own, from_video = (own, own) if adjust is None else (a(own, captions, target) for a in adjust)
+    best = torch.full((num_videos,), -torch.inf, dtype=torch.float64, device=own.device).scatter_reduce(0, target, from_video, "amax")
+    num_best = torch.zeros(num_videos, dtype=torch.int64, device=own.device).scatter_add(0, target, (from_video == best[target]).long())
+    return RightScores(own, best, num_best)
+
+
+def rank_text_part(
+    text: Tensor,
+    start: int,
+    video: Tensor | Parts,
+    right: RightScores,
+    *,
+    scale: float,
+    block_size: int,
+    top_k: int,
+    adjust: tuple[Adjust, Adjust] | None = None,
+) -> PartialRanking:
+    """Rank a part of the captions against all videos; needs no other caption, and one part of the videos at a time.
+
+    Args:
+        text: `[n, E]`, captions `start` to `start + n`.
+        video: all videos, whole or in parts.
+        right: of all captions and videos.
+        scale: as in `rank_both_directions`, like all that follow; the same for every part.
+    """
+    own = right.own[start : start + len(text)]
+    to_video = Standing.empty(len(text), min(top_k, len(right.best)), text.device)
+    to_text = Standing.empty(len(right.best), min(top_k, len(right.own)), text.device)
+    first = 0
+    for part in _parts(video):
+        for columns in _blocks(len(part), block_size):
+            videos = slice(first + columns.start, first + columns.stop)
+            video_units = exact_unit(part[columns])
+            for rows in _blocks(len(text), block_size):
+                tile = (exact_unit(text[rows]) @ video_units.T) * scale  # [rows, columns]
+                tiles = (tile, tile) if adjust is None else tuple(a(tile, *_indices(start, rows, videos, text.device)) for a in adjust)
+                to_video.add_later(_standing(tiles[0], own[rows], videos.start, to_video.top_scores[rows]), rows)
+                to_text.add_later(_standing(tiles[1].T, right.best[videos], start + rows.start, to_text.top_scores[videos]), videos)
+        first += len(part)
+    return PartialRanking(start, to_video, to_text)
+
+
+def merge_parts(parts: Sequence[PartialRanking], right: RightScores) -> Ranking:
+    """The ranking of all captions from those of the parts, in any order; the same however they were cut.
+
+    Raises:
+        DataError: a part is missing, or there twice.
+    """
+    parts = sorted(parts, key=lambda part: part.start)
+    ends = [part.start + len(part.text_to_video.greater) for part in parts]
+    if [part.start for part in parts] != [0, *ends[:-1]] or ends[-1] != len(right.own):
+        raise DataError(f"parts that start at captions {[part.start for part in parts]} do not make up all {len(right.own)} captions")
+    to_video = Standing(*(torch.cat([getattr(part.text_to_video, field.name) for part in parts]) for field in fields(Standing)))
+    to_text = Standing.empty(len(right.best), parts[0].video_to_text.top_scores.shape[1], right.best.device)
+    for part in parts:
+        to_text.add_later(part.video_to_text)
+    return Ranking(to_video.ranks(right.own, torch.ones_like(to_video.equal)), to_text.ranks(right.best, right.num_best))
 
 
 def check_finite(features: Tensor, names: Sequence[str], kind: str) -> None:
@@ -124,58 +265,19 @@ def check_finite(features: Tensor, names: Sequence[str], kind: str) -> None:
         )
 
 
-class _Direction:
-    """Counts and best candidates of one direction while tiles pass by."""
-
-    def __init__(self, right_scores: Tensor, top_k: int, *, equal_right: Tensor) -> None:
-        size = len(right_scores)
-        self._right = right_scores
-        self._equal_right = equal_right
-        self._greater = torch.zeros(size, dtype=torch.int64, device=right_scores.device)
-        self._greater_or_equal = torch.zeros_like(self._greater)
-        self._top_scores = torch.full((size, top_k), -torch.inf, dtype=torch.float64, device=right_scores.device)
-        self._top_indices = torch.full((size, top_k), -1, dtype=torch.int64, device=right_scores.device)
-
-    def add(self, tile: Tensor, queries: slice, first_candidate: int) -> None:
-        """Count a tile `[queries, candidates]`; a query's tiles must come in order of candidates."""
-        right = self._right[queries, None]
-        self._greater[queries] += torch.count_nonzero(tile > right, dim=1)
-        self._greater_or_equal[queries] += torch.count_nonzero(tile >= right, dim=1)
-        # Candidates that tie with the last kept one come later and so stay out: strictly greater is right.
-        rows = (tile.amax(dim=1) > self._top_scores[queries, -1]).nonzero()[:, 0]
-        if len(rows) == 0:
-            return
-        indices, scores = _top_k(tile[rows], self._top_scores.shape[1])
-        rows = rows + queries.start
-        scores = torch.cat([self._top_scores[rows], scores], dim=1)  # [rows, kept + new]
-        indices = torch.cat([self._top_indices[rows], indices + first_candidate], dim=1)
-        # Kept ones stand first and have lower indices, so a stable sort keeps the order of equal scores.
-        order = scores.argsort(dim=1, descending=True, stable=True)[:, : self._top_scores.shape[1]]
-        self._top_scores[rows] = scores.gather(1, order)
-        self._top_indices[rows] = indices.gather(1, order)
-
-    def result(self) -> DirectionRanks:
-        equal_wrong = self._greater_or_equal - self._greater - self._equal_right
-        assert int(equal_wrong.min()) >= 0, "a right candidate was not counted as equal to itself"
-        ranks = 1 + self._greater.double() + equal_wrong.double() / 2
-        return DirectionRanks(ranks, self._right, self._top_indices, self._top_scores)
-
-
-def _right_scores(
-    text: Tensor, video: Tensor, target: Tensor, scale: float, adjust: tuple[Adjust, Adjust] | None
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Text-to-video score of each caption with its video; and video-to-text: of each caption, and the best of each video."""
-    raw = torch.cat([pair_scores(text[rows], video[target[rows]], scale=scale) for rows in _blocks(len(text), 4096)])
-    captions = torch.arange(len(text), device=text.device)
-    own, from_video = (raw, raw) if adjust is None else (a(raw, captions, target) for a in adjust)
-    best = torch.full((len(video),), -torch.inf, dtype=torch.float64, device=text.device)
-    return own, (from_video, best.scatter_reduce(0, target, from_video, "amax"))
-
-
-def _count_best(scores: Tensor, best: Tensor, target: Tensor) -> Tensor:
-    """How many of each video's own captions have its best score."""
-    is_best = (scores == best[target]).long()
-    return torch.zeros(len(best), dtype=torch.int64, device=scores.device).scatter_add(0, target, is_best)
+def _standing(tile: Tensor, right: Tensor, first: int, known_top: Tensor) -> Standing:
+    """What the queries of a tile `[queries, candidates]` meet in it; `first` is the index of its first candidate."""
+    greater = torch.count_nonzero(tile > right[:, None], dim=1)
+    equal = torch.count_nonzero(tile == right[:, None], dim=1)
+    standing = Standing.empty(len(tile), known_top.shape[1], tile.device)
+    standing.greater, standing.equal = greater, equal
+    # Candidates that tie with the last kept one come later and so stay out: strictly greater is right.
+    rows = (tile.amax(dim=1) > known_top[:, -1]).nonzero()[:, 0]
+    if len(rows) > 0:
+        indices, scores = _top_k(tile[rows], known_top.shape[1])
+        standing.top_indices[rows, : indices.shape[1]] = indices + first
+        standing.top_scores[rows, : indices.shape[1]] = scores
+    return standing
 
 
 def _top_k(tile: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -196,13 +298,39 @@ def _blocks(size: int, block_size: int) -> list[slice]:
     return [slice(start, min(start + block_size, size)) for start in range(0, size, block_size)]
 
 
-def _check(text: Tensor, video: Tensor, target: Tensor) -> None:
-    if len(text) == 0 or len(video) == 0:
-        raise DataError(f"nothing to rank: {len(text)} captions and {len(video)} videos")
-    check_finite(text, [f"caption {i}" for i in range(len(text))], "text")
-    check_finite(video, [f"video {i}" for i in range(len(video))], "video")
-    if int(target.min()) < 0 or int(target.max()) >= len(video):
-        raise DataError(f"captions belong to videos {int(target.min())} to {int(target.max())}, but there are {len(video)}")
-    without = (torch.bincount(target, minlength=len(video)) == 0).nonzero()
+def _indices(start: int, rows: slice, videos: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    texts = torch.arange(start + rows.start, start + rows.stop, device=device)[:, None]
+    return texts, torch.arange(videos.start, videos.stop, device=device)[None, :]
+
+
+def _parts(features: Tensor | Parts) -> Parts:
+    return (features,) if isinstance(features, Tensor) else features
+
+
+def _check(text: Parts, video: Parts, target: Tensor) -> int:
+    """Refuse what cannot be ranked; returns the number of videos."""
+    num_texts, num_videos = sum(len(part) for part in text), sum(len(part) for part in video)
+    if num_texts == 0 or num_videos == 0:
+        raise DataError(f"nothing to rank: {num_texts} captions and {num_videos} videos")
+    for kind, name, parts in (("text", "caption", text), ("video", "video", video)):
+        first = 0
+        for part in parts:
+            check_finite(part, [f"{name} {first + i}" for i in range(len(part))], kind)
+            first += len(part)
+    check_target(target, num_texts, num_videos)
+    return num_videos
+
+
+def check_target(target: Tensor, num_texts: int, num_videos: int) -> None:
+    """Refuse captions of videos that are not there, and videos that no caption describes.
+
+    Raises:
+        DataError: says which.
+    """
+    if target.shape != (num_texts,):
+        raise DataError(f"{num_texts} captions need as many videos that they describe, got {list(target.shape)}")
+    if int(target.min()) < 0 or int(target.max()) >= num_videos:
+        raise DataError(f"captions belong to videos {int(target.min())} to {int(target.max())}, but there are {num_videos}")
+    without = (torch.bincount(target, minlength=num_videos) == 0).nonzero()
     if len(without):
-        raise DataError(f"video {int(without[0])} has no caption ({len(without)} of {len(video)} have none), so it cannot be a query")
+        raise DataError(f"video {int(without[0])} has no caption ({len(without)} of {num_videos} have none), so it cannot be a query")

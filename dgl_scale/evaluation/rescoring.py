@@ -5,12 +5,106 @@ arXiv 2112.12777) a bank of training queries. Both are `Adjust` functions for `r
 Unlike cosines, their scores are not exact; they are compared to 40 bits, so that equal candidates still tie.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dgl_scale.evaluation.ranks import Adjust, exact_unit
+from dgl_scale.config import QueryBankConfig
+from dgl_scale.errors import ConfigError
+from dgl_scale.evaluation.metrics import retrieval_metrics
+from dgl_scale.evaluation.ranks import Adjust, rank_both_directions
+from dgl_scale.evaluation.unit_vectors import exact_unit
 
 _COMPARED_BITS = 40
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Captions and the videos that they describe.
+
+    Attributes:
+        text: `[Q, E]`.
+        video: `[V, E]`.
+        target: int64 `[Q]`, the video of each caption.
+    """
+
+    text: Tensor
+    video: Tensor
+    target: Tensor
+
+
+def qb_norm_figures(
+    test: LabelledFeatures, bank: Tensor, validation: LabelledFeatures | None, config: QueryBankConfig, *, scale: float, block_size: int
+) -> dict[str, Any]:
+    """QB-Norm's entry of `rerank`: text-to-video metrics of `test`, with β chosen on `validation` and never on `test`.
+
+    Only text-to-video: the other direction would need a bank of training videos.
+
+    Args:
+        test: what is evaluated.
+        bank: `[M, E]`, features of training captions, see `bank_rows`.
+        validation: where β is chosen; may be None if the config names one β only.
+        config: θ, k and the candidates of β.
+        scale: the model's logit scale.
+        block_size: as in the ranking.
+
+    Returns:
+        `text_to_video` (the metrics), `beta`, `k`, `theta`, `bank` (its size), `beta_chosen_on` (`validation` or `config`).
+
+    Raises:
+        ConfigError: there are several candidates and no validation features to choose by.
+    """
+    if len(config.betas) == 1:
+        beta, chosen_on = config.betas[0], "config"
+    elif validation is None:
+        raise ConfigError(
+            f"evaluation.qb_norm.betas has {len(config.betas)} candidates and there is no validation split to choose by; "
+            "set data.validation, or one beta"
+        )
+    else:
+        beta, chosen_on = choose_beta(validation, bank, config, scale=scale, block_size=block_size), "validation"
+    metrics = qb_norm_metrics(test, bank, beta, config, scale=scale, block_size=block_size)
+    origin = {"beta": beta, "k": config.k, "theta": config.theta, "bank": len(bank), "beta_chosen_on": chosen_on}
+    return {"text_to_video": metrics, **origin}
+
+
+def choose_beta(validation: LabelledFeatures, bank: Tensor, config: QueryBankConfig, *, scale: float, block_size: int) -> float:
+    """The candidate with the highest text-to-video R@1 on `validation`; of equal ones that with the lowest mean rank, then the first."""
+
+    def merit(beta: float) -> tuple[float, float]:
+        metrics = qb_norm_metrics(validation, bank, beta, config, scale=scale, block_size=block_size)
+        return metrics["R@1"], -metrics["MnR"]
+
+    return max(config.betas, key=merit)
+
+
+def qb_norm_metrics(
+    features: LabelledFeatures, bank: Tensor, beta: float, config: QueryBankConfig, *, scale: float, block_size: int
+) -> dict[str, float]:
+    """Text-to-video metrics under QB-Norm with one β."""
+    is_normalised, log_sums = query_bank_norm(
+        features.text, features.video, bank, beta=beta, top_k=config.k, threshold=config.theta, block_size=block_size
+    )
+    adjust = normalised_text_to_video(is_normalised, log_sums, beta=beta, scale=scale)
+    ranking = rank_both_directions(
+        features.text,
+        features.video,
+        features.target,
+        scale=scale,
+        block_size=block_size,
+        top_k=1,
+        adjust=(adjust, lambda scores, texts, videos: scores),
+    )
+    return retrieval_metrics(ranking.text_to_video.ranks.numpy())
+
+
+def bank_rows(num_captions: int, limit: int) -> Sequence[int]:
+    """Which training captions make the bank: all, or `limit` of them at even distances."""
+    size = min(num_captions, limit)
+    return [i * num_captions // size for i in range(size)]
 
 
 def dual_softmax(text: Tensor, video: Tensor, *, scale: float, block_size: int) -> tuple[Adjust, Adjust]:

@@ -9,8 +9,9 @@ from torch import Tensor
 from dgl_scale.config import EvaluationConfig
 from dgl_scale.evaluation.features import Features
 from dgl_scale.evaluation.metrics import bootstrap_interval, pair_accuracy, retrieval_metrics
-from dgl_scale.evaluation.ranks import Ranking, pair_scores, rank_both_directions
+from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
 from dgl_scale.evaluation.rescoring import dual_softmax
+from dgl_scale.evaluation.unit_vectors import pair_scores
 
 DIRECTIONS = ("text_to_video", "video_to_text")
 

@@ -9,7 +9,8 @@ import torch
 
 from dgl_scale.evaluation.metrics import retrieval_metrics
 from dgl_scale.evaluation.metrics_command import main, matrix_metrics
-from dgl_scale.evaluation.ranks import exact_unit, rank_both_directions
+from dgl_scale.evaluation.ranks import rank_both_directions
+from dgl_scale.evaluation.unit_vectors import exact_unit
 
 
 def test_agrees_with_the_ranking_of_features() -> None:

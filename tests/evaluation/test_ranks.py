@@ -1,6 +1,8 @@
 """Ranks against a literal loop, over tile sizes, with ties, duplicates and several captions a video."""
 
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgl_scale.errors import DataError
-from dgl_scale.evaluation.ranks import Ranking, check_finite, exact_unit, pair_scores, rank_both_directions
+from dgl_scale.evaluation.ranks import (
+    Parts,
+    Ranking,
+    check_finite,
+    merge_parts,
+    own_scores,
+    rank_both_directions,
+    rank_text_part,
+    right_scores,
+)
+from dgl_scale.evaluation.unit_vectors import exact_unit, pair_scores
 
 SCALE = 100.0
 
@@ -34,7 +46,14 @@ def full_matrix(text: Tensor, video: Tensor) -> Tensor:
     return exact_unit(text) @ exact_unit(video).T * SCALE
 
 
-def rank(text: Tensor, video: Tensor, target: Tensor, block_size: int = 7, top_k: int = 3) -> Ranking:
+def assert_same(one: Ranking, other: Ranking) -> None:
+    """Bitwise."""
+    for name in ("ranks", "scores", "top_indices", "top_scores"):
+        assert torch.equal(getattr(one.text_to_video, name), getattr(other.text_to_video, name))
+        assert torch.equal(getattr(one.video_to_text, name), getattr(other.video_to_text, name))
+
+
+def rank(text: Tensor | Parts, video: Tensor | Parts, target: Tensor, block_size: int = 7, top_k: int = 3) -> Ranking:
     return rank_both_directions(text, video, target, scale=SCALE, block_size=block_size, top_k=top_k)
 
 
@@ -83,9 +102,39 @@ def test_results_are_bitwise_the_same_for_all_tile_sizes_at_real_width() -> None
     text, video, target = world(3, num_videos=211, num_texts=307, num_distinct=150, width=512)
     rankings = [rank(text, video, target, block_size=size) for size in (1000, 64, 13, 211)]
     for other in rankings[1:]:
-        for name in ("ranks", "scores", "top_indices", "top_scores"):
-            assert torch.equal(getattr(other.text_to_video, name), getattr(rankings[0].text_to_video, name))
-            assert torch.equal(getattr(other.video_to_text, name), getattr(rankings[0].video_to_text, name))
+        assert_same(other, rankings[0])
+
+
+class _LoadedAnew(Sequence[Tensor]):
+    """Parts that are made whenever they are asked for, as from files."""
+
+    def __init__(self, features: Tensor, size: int) -> None:
+        self._parts = torch.split(features, size)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._parts[index].clone()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), text_size=st.integers(1, 40), video_size=st.integers(1, 40), block=st.integers(1, 20))
+def test_features_in_parts_give_the_same_ranking(seed: int, text_size: int, video_size: int, block: int) -> None:
+    text, video, target = world(seed, 17, 29, 6)
+    whole = rank(text, video, target)
+    assert_same(whole, rank(_LoadedAnew(text, text_size), _LoadedAnew(video, video_size), target, block_size=block))
+    # And as separate processes do it, whose answers come in any order.
+    right = right_scores(own_scores(text, video, target, scale=SCALE), target, 17)
+    starts = range(0, 29, text_size)
+    parts = [
+        rank_text_part(text[s : s + text_size], s, _LoadedAnew(video, video_size), right, scale=SCALE, block_size=block, top_k=3)
+        for s in starts
+    ]
+    assert_same(whole, merge_parts(parts[::-1], right))
+    if len(parts) > 1:
+        with pytest.raises(DataError, match="do not make up all 29 captions"):
+            merge_parts(parts[1:], right)
 
 
 def test_inner_products_are_exact_rationals() -> None:

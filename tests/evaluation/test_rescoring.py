@@ -4,8 +4,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgl_scale.evaluation.ranks import Adjust, exact_unit, rank_both_directions
-from dgl_scale.evaluation.rescoring import dual_softmax, normalised_text_to_video, query_bank_norm
+from dgl_scale.config import QueryBankConfig
+from dgl_scale.errors import ConfigError
+from dgl_scale.evaluation.metrics import retrieval_metrics
+from dgl_scale.evaluation.ranks import Adjust, rank_both_directions
+from dgl_scale.evaluation.rescoring import (
+    LabelledFeatures,
+    bank_rows,
+    dual_softmax,
+    normalised_text_to_video,
+    qb_norm_figures,
+    qb_norm_metrics,
+    query_bank_norm,
+)
+from dgl_scale.evaluation.unit_vectors import exact_unit
 
 SCALE = 20.0
 
@@ -55,3 +67,38 @@ def test_query_bank_norm_is_that_of_the_full_matrix(block_size: int, threshold: 
     expected = torch.where(activated[cosine.argmax(dim=1)][:, None], inverted, cosine)
     assert ranking.text_to_video.ranks.tolist() == matrix_ranks(expected, target)
     assert bool(is_normalised.any()) == (threshold < 10_000)
+
+
+def hubs(seed: int) -> tuple[LabelledFeatures, Tensor]:
+    """Captions near their videos, one video that is near to everything, and a bank that shows it."""
+    text, video, bank = features(seed, 40, 40, 200)
+    hub = torch.full((11,), 1.0)
+    video = text + 0.9 * video
+    video[0] = hub
+    return LabelledFeatures(text + 0.9 * hub, video, torch.arange(40)), bank + 0.9 * hub
+
+
+def test_beta_is_chosen_on_validation_and_never_on_test() -> None:
+    config = QueryBankConfig(betas=(0.5, 2.0, 5.0, 20.0), theta=1, k=1)
+    (validation, bank), (test, _) = hubs(3), hubs(4)
+    figures = qb_norm_figures(test, bank, validation, config, scale=SCALE, block_size=16)
+    metrics = {beta: qb_norm_metrics(validation, bank, beta, config, scale=SCALE, block_size=7) for beta in config.betas}
+    assert len({one["R@1"] for one in metrics.values()}) > 1, "this world does not tell betas apart"
+    assert figures["beta"] == max(config.betas, key=lambda beta: (metrics[beta]["R@1"], -metrics[beta]["MnR"]))
+    assert figures["text_to_video"] == qb_norm_metrics(test, bank, figures["beta"], config, scale=SCALE, block_size=100)
+    assert (figures["beta_chosen_on"], figures["bank"], figures["k"], figures["theta"]) == ("validation", 200, 1, 1)
+    plain = rank_both_directions(test.text, test.video, test.target, scale=SCALE, block_size=16, top_k=1)
+    assert figures["text_to_video"]["R@1"] > retrieval_metrics(plain.text_to_video.ranks.numpy())["R@1"]
+
+
+def test_one_beta_needs_no_validation_and_several_do() -> None:
+    test, bank = hubs(4)
+    figures = qb_norm_figures(test, bank, None, QueryBankConfig(betas=(5.0,)), scale=SCALE, block_size=16)
+    assert (figures["beta"], figures["beta_chosen_on"]) == (5.0, "config")
+    with pytest.raises(ConfigError, match="no validation split to choose by"):
+        qb_norm_figures(test, bank, None, QueryBankConfig(), scale=SCALE, block_size=16)
+
+
+def test_a_large_bank_is_thinned_evenly() -> None:
+    assert bank_rows(5, 10) == [0, 1, 2, 3, 4]
+    assert bank_rows(10, 4) == [0, 2, 5, 7]

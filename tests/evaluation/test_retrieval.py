@@ -8,8 +8,8 @@ import torch
 from dgl_scale.config import EvaluationConfig
 from dgl_scale.evaluation.features import Features
 from dgl_scale.evaluation.metrics import retrieval_metrics
-from dgl_scale.evaluation.ranks import exact_unit
 from dgl_scale.evaluation.retrieval import evaluate_features, flat_metrics, rank_features, twin_accuracy
+from dgl_scale.evaluation.unit_vectors import exact_unit
 
 KEYS = ("a", "b", "c", "d", "e")
 
