@@ -96,9 +96,30 @@ class TrainingConfig(Section):
     compile: bool = False
     """Run the towers' layers through torch.compile: faster on a GPU after a minute of compiling. ZeRO stages 0 to 2."""
     log_every_steps: PositiveInt = 10
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where metrics go besides metrics.jsonl and TensorBoard; the packages are not among the requirements."""
+    peak_tflops: PositiveFloat | None = None
+    """Peak rate of a device in the compute type, for the model FLOP utilisation; null: of the known GPUs, else none is recorded."""
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 3
     """Newest complete checkpoints to keep, the best one beside them."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints of multiples of so many steps are kept for ever; null: none."""
+    background_checkpoints: bool = True
+    """Write checkpoints in a thread while training goes on; the step waits for the copy to memory only."""
+    max_minutes: PositiveFloat | None = None
+    """Wall-clock limit of a start: then a checkpoint and exit 75, to go on by the same command. Leave room for both before the
+    scheduler's own limit."""
+    preemption_file: str | None = None
+    """A file whose appearance announces the end of the machine: then a checkpoint and exit 75."""
+    hang_timeout_s: PositiveFloat = 1800.0
+    """When nothing moves for so long, every rank writes the stacks of its threads and ends. Longer than the longest validation."""
+    check_ranks_every_steps: PositiveInt | None = 100
+    """Compare the prompts of all ranks, bit for bit; null: never."""
+    check_frozen_weights: bool = True
+    """Hash the frozen weights at start and end (a second per GB)."""
+    max_loss_factor: PositiveFloat | None = 4.0
+    """The run stops when the loss stays above so many times that of chance, log(global_batch_size), for 20 steps; null: never."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint of the run folder."""
 

@@ -1,12 +1,33 @@
-"""Ranks and collectives; every function also works in one process without a process group."""
+"""Ranks and collectives; every function also works in one process without a process group.
 
-from typing import Any, TypeVar
+Beside a group of GPUs there is one of CPUs (`start_control_group`): words and numbers that ranks agree on pass through it,
+so that no GPU is waited for.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+Reduction = Literal["mean", "max", "sum"]
+
+# None is the default group, which is right where that is gloo already.
+_control_group: Any = None
+
+# What gloo and NCCL say when another rank's process has ended; the words are not part of any interface.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "remote process exited", "Timed out")
+
+
+def start_control_group() -> None:
+    """Open the group of CPUs that agreements pass through. Collective; does nothing without a process group."""
+    global _control_group
+    _control_group = None
+    if dist.is_initialized() and dist.get_backend() != "gloo":
+        _control_group = dist.new_group(backend="gloo")
 
 
 def rank() -> int:
@@ -30,13 +51,20 @@ def barrier() -> None:
         dist.barrier()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true on at least one rank; the same answer on all."""
-    if not dist.is_initialized():
-        return flag
-    value = torch.tensor([int(flag)], dtype=torch.int32, device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+def agree(values: Sequence[int]) -> list[int]:
+    """The largest of each value over all ranks, the same answer on all. Collective."""
+    if world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_control_group)
+    return [int(value) for value in tensor.tolist()]
+
+
+def reduce_numbers(values: Mapping[str, tuple[float, Reduction]]) -> dict[str, float]:
+    """Numbers of all ranks as one each, by name: mean, maximum or sum. Collective; the same names on all ranks."""
+    parts = gather_objects([value for value, _ in values.values()])
+    columns = zip(*parts, strict=True)
+    return {name: _reduce(column, how) for (name, (_, how)), column in zip(values.items(), columns, strict=True)}
 
 
 def all_gather(tensor: Tensor) -> Tensor:
@@ -54,14 +82,25 @@ def broadcast_object(value: object) -> object:
     if not dist.is_initialized():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_control_group)
     return box[0]
 
 
 def gather_objects(value: T) -> list[T]:
     """Every rank's `value`, in rank order, on every rank."""
-    if not dist.is_initialized():
+    if world_size() == 1:
         return [value]
     box: list[Any] = [None] * world_size()
-    dist.all_gather_object(box, value)
+    dist.all_gather_object(box, value, group=_control_group)
     return box
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank's process is gone or silent."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST_PEER)
+
+
+def _reduce(values: Sequence[float], how: Reduction) -> float:
+    if how == "max":
+        return max(values)
+    return sum(values) / (len(values) if how == "mean" else 1)

@@ -65,7 +65,8 @@ def run_command(work: Callable[[], int], *, debug: bool) -> int:
         return int(work())
     except DglError as error:
         # Wrong usage is the same on every rank of a launch: one says it.
-        if error.exit_code != ExitCode.USAGE or os.environ.get("RANK", "0") == "0":
+        is_common = error.is_on_all_ranks or error.exit_code == ExitCode.USAGE
+        if not is_common or os.environ.get("RANK", "0") == "0":
             _complain(str(error), debug)
         return error.exit_code
     except KeyboardInterrupt:

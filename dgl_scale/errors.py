@@ -14,9 +14,14 @@ class ExitCode(IntEnum):
 
 
 class DglError(Exception):
-    """Base of all errors whose message is meant for the user; commands end with `exit_code`."""
+    """Base of all errors whose message is meant for the user; commands end with `exit_code`.
+
+    Attributes:
+        is_on_all_ranks: all ranks raise it together, so one of them says it.
+    """
 
     exit_code = ExitCode.FAILED
+    is_on_all_ranks = False
 
 
 class ConfigError(DglError):

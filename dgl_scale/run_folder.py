@@ -1,10 +1,12 @@
 """The layout of a run folder: its files, its checkpoints, and which of them are complete.
 
-runs/<name>/config.yaml  metrics.jsonl  tensorboard/  evaluation/
+runs/<name>/config.yaml  metrics.jsonl  tensorboard/  evaluation/  finished.json
 runs/<name>/checkpoints/step-00001000/  latest  best
 """
 
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from dgl_scale.files import file_sha256, read_json, write_json
 
 PROMPTS = "prompts.safetensors"
 MANIFEST = "manifest.json"
+FINISHED = "finished.json"
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 
@@ -118,9 +121,40 @@ def _choose(run_folder: Path) -> Path:
     return newest
 
 
-def stale_checkpoints(run_folder: Path, keep: int) -> Iterator[Path]:
-    """The checkpoints beyond the newest `keep`, the best one excepted, oldest first."""
+def stale_checkpoints(run_folder: Path, keep: int, keep_every: int | None = None) -> Iterator[Path]:
+    """The checkpoints beyond the newest `keep`, oldest first; the best one and those of multiples of `keep_every` excepted."""
     best = read_pointer(run_folder, "best")
     for checkpoint in list_checkpoints(run_folder)[:-keep]:
-        if best is None or checkpoint.name != best["checkpoint"]:
+        is_milestone = keep_every is not None and checkpoint_step(checkpoint) % keep_every == 0
+        if not is_milestone and (best is None or checkpoint.name != best["checkpoint"]):
             yield checkpoint
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Remove what a killed process was writing or deleting. Only while no run writes to the folder."""
+    for folder in (run_folder, checkpoints_folder(run_folder)):
+        for path in folder.glob(".*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint; whoever looks meanwhile sees it whole or not at all."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.deleted.tmp")
+    try:
+        os.rename(checkpoint, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def mark_finished(run_folder: Path, step: int) -> None:
+    """Say that the run has reached its last step, for those who follow it."""
+    write_json(run_folder / FINISHED, {"step": step, "reason": "trained to the last step"})
+
+
+def unmark_finished(run_folder: Path) -> None:
+    """Take `mark_finished` back: the run goes on."""
+    (run_folder / FINISHED).unlink(missing_ok=True)

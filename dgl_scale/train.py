@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dgl_scale.training.run import run_training
         from dgl_scale.training.stop import StopRequest
 
-        stop = StopRequest()
+        stop = StopRequest(config.training.max_minutes, config.training.preemption_file)
         device = start_distributed(arguments.device)
         in_step = False
         try:

@@ -6,7 +6,6 @@ step-00001000/state.json             step, batches' identity, the config keys th
 step-00001000/manifest.json          size and SHA-256 of the above
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from dgl_scale.config import RunConfig
 from dgl_scale.errors import CheckpointError
 from dgl_scale.files import atomic_folder, json_sha256, read_json, write_json
-from dgl_scale.run_folder import PROMPTS, check_complete, stale_checkpoints, step_folder, write_manifest, write_pointer
+from dgl_scale.run_folder import PROMPTS, check_complete, remove_checkpoint, step_folder, write_manifest, write_pointer
 from dgl_scale.training.engine import TrainedState
 
 OPTIMIZER = "optimizer.safetensors"
@@ -45,7 +44,7 @@ def save_checkpoint(
     checkpoint = step_folder(run_folder, state.step)
     if checkpoint.exists():
         # Reached again after a resume from an older checkpoint because this one was damaged.
-        shutil.rmtree(checkpoint)
+        remove_checkpoint(checkpoint)
     with atomic_folder(checkpoint) as folder:
         facts = {"step": state.step, **training_facts(identity), **({"validation": metrics} if metrics else {})}
         write_prompts(folder / PROMPTS, {name: values["param"] for name, values in state.parameters.items()}, facts)
@@ -78,12 +77,6 @@ def load_checkpoint(checkpoint: Path, identity: dict[str, Any]) -> TrainedState:
         parameter, _, key = name.rpartition(".")
         parameters.setdefault(parameter, {})[key] = tensor
     return TrainedState(stored["step"], parameters)
-
-
-def remove_stale(run_folder: Path, keep: int) -> None:
-    """Delete checkpoints beyond the newest `keep`; the best one stays."""
-    for checkpoint in list(stale_checkpoints(run_folder, keep)):
-        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def run_identity(config: RunConfig, data_digest: str, backbone_digest: str, total_steps: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,11 @@ def stop_distributed(*, gracefully: bool) -> None:
 
 
 class TrainingEngine:
-    """A model under DeepSpeed: forward, backward, step, and its trained state in and out."""
+    """A model under DeepSpeed: forward, backward, step, and its trained state in and out.
+
+    Attributes:
+        parameters: (name, parameter) of all trained ones.
+    """
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class TrainingEngine:
         """
         import deepspeed
 
-        self._parameters = parameters
+        self.parameters = parameters
         self._optim = optim
         config = _deepspeed_config(training, optim, micro_batch_size, accumulation_steps)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer(parameters, optim), config=config)
@@ -141,24 +146,49 @@ class TrainingEngine:
         self._engine.backward(loss * self._accumulation_steps)
 
     def step(self, lr: float, *, is_boundary: bool) -> float | None:
-        """After a backward pass; at the last micro-batch clips, updates and returns the gradient's norm."""
+        """After a backward pass; at the last micro-batch clips, updates and returns the gradient's norm.
+
+        None before the last micro-batch, and where fp16 overflowed and the update was left out.
+        """
         if not is_boundary:
             self._engine.step()
             return None
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         # Stage 0 in fp32 has no optimizer wrapper that would measure the norm; its gradients are whole here.
-        gradients = [p.grad for _, p in self._parameters if p.grad is not None and not _is_partitioned(p)]
+        gradients = [p.grad for _, p in self.parameters if p.grad is not None and not _is_partitioned(p)]
         plain_norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
         self._engine.step()
         self._steps += 1
+        if self._engine.fp16_enabled() and not self._engine.was_step_applied():
+            # The loss scale was too high: the update is left out and the scale lowered.
+            return None
         norm = self._engine.get_global_grad_norm()
         return plain_norm if norm is None else float(norm)
+
+    def gradient_norms(self, part_of: Callable[[str], str]) -> dict[str, float]:
+        """Norms of the global batch's gradient by part of the model, before clipping. Collective.
+
+        Valid between the last backward pass of a step and the step; gathers every gradient, so not for every step.
+
+        Args:
+            part_of: from a parameter's name to its part's.
+        """
+        from deepspeed.utils import safe_get_full_grad
+
+        scale = float(self._engine.optimizer.loss_scale) if self._engine.fp16_enabled() else 1.0
+        squares: dict[str, Tensor] = {}
+        for name, parameter in self.parameters:
+            gradient = safe_get_full_grad(parameter)
+            if gradient is not None:
+                part = part_of(name)
+                squares[part] = squares.get(part, torch.zeros((), device=gradient.device)) + (gradient.float() / scale).square().sum()
+        return {part: float(square.sqrt()) for part, square in squares.items()}
 
     def trained_state(self) -> TrainedState:
         """Gather the trained state on every rank. Collective: all ranks call it after at least one step."""
         self._link_moments()
-        return TrainedState(self._steps, {name: self._gather(parameter) for name, parameter in self._parameters})
+        return TrainedState(self._steps, {name: self._gather(parameter) for name, parameter in self.parameters})
 
     def load_trained_state(self, state: TrainedState, frames: Tensor, tokens: Tensor) -> None:
         """Continue from `state`. Collective.
@@ -175,7 +205,7 @@ class TrainingEngine:
             self.backward((video_features.sum() + text_features.sum()) * 0.0)
             self.step(0.0, is_boundary=i == self._accumulation_steps - 1)
         self._link_moments()
-        for name, parameter in self._parameters:
+        for name, parameter in self.parameters:
             self._scatter(parameter, state.parameters[name])
         self._set_optimizer_step(state.step)
         self._steps = state.step
@@ -236,7 +266,7 @@ class TrainingEngine:
                 state["step"] = step
 
     def _check(self, state: TrainedState) -> None:
-        expected = dict(self._parameters)
+        expected = dict(self.parameters)
         if set(expected) != set(state.parameters):
             difference = sorted(set(expected) ^ set(state.parameters))
             raise CheckpointError(

@@ -1,5 +1,6 @@
 """The symmetric contrastive loss of the global batch, exact over ranks and accumulation steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgl_scale import distributed
+
+Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,11 @@ class ContrastiveResult:
         loss: scalar; its value is that of the global batch, the same on every rank. Its gradient with
             respect to this rank's features is scaled so that the mean over ranks of all parameter
             gradients, which is what data-parallel engines compute, is the gradient of the global loss.
-        recall_at_1: percent of captions whose own video scores highest within the batch.
+        recall_at_1: scalar on the features' device, percent of captions whose own video scores highest within the batch.
     """
 
     loss: Tensor
-    recall_at_1: float
+    recall_at_1: Tensor
 
 
 def symmetric_contrastive_loss(text_features: Tensor, video_features: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
@@ -49,20 +52,36 @@ def global_contrastive_loss(text_features: Tensor, video_features: Tensor, logit
     Args:
         text_features, video_features: this rank's `[B, E]`, the same B on every rank.
     """
-    loss, logits = symmetric_contrastive_loss(_with_other_ranks(text_features), _with_other_ranks(video_features), logit_scale)
-    hits = logits.argmax(dim=1) == torch.arange(logits.shape[0], device=logits.device)
-    return ContrastiveResult(_scale_gradient(loss, distributed.world_size()), 100 * float(hits.float().mean()))
+    gathered = gather_features(text_features, video_features)
+    return contrastive_loss_of(*gathered, logit_scale)
 
 
-def feature_gradients(text_features: Tensor, video_features: Tensor, logit_scale: float) -> tuple[ContrastiveResult, Tensor, Tensor]:
+def gather_features(text_features: Tensor, video_features: Tensor) -> tuple[Tensor, Tensor]:
+    """All ranks' features `[world_size * B, E]` of each kind, in rank order; only this rank's own carry a gradient. Collective."""
+    return _with_other_ranks(text_features), _with_other_ranks(video_features)
+
+
+def contrastive_loss_of(text_features: Tensor, video_features: Tensor, logit_scale: float) -> ContrastiveResult:
+    """The loss of features that `gather_features` returned."""
+    loss, logits = symmetric_contrastive_loss(text_features, video_features, logit_scale)
+    hits = logits.detach().argmax(dim=1) == torch.arange(logits.shape[0], device=logits.device)
+    return ContrastiveResult(_scale_gradient(loss, distributed.world_size()), 100 * hits.float().mean())
+
+
+def feature_gradients(
+    text_features: Tensor, video_features: Tensor, logit_scale: float, gather: Gather = gather_features
+) -> tuple[ContrastiveResult, Tensor, Tensor]:
     """The loss and its gradients with respect to features computed without a graph.
 
     First half of accumulation by feature caching: the features of all micro-batches, `[B, E]` of this
     rank, give their gradients `[B, E]`; `surrogate_loss` then carries them into the parameters.
+
+    Args:
+        gather: as `gather_features`, perhaps timed.
     """
     text = text_features.detach().requires_grad_()
     video = video_features.detach().requires_grad_()
-    result = global_contrastive_loss(text, video, logit_scale)
+    result = contrastive_loss_of(*gather(text, video), logit_scale)
     text_gradient, video_gradient = torch.autograd.grad(result.loss, (text, video))
     return ContrastiveResult(result.loss.detach(), result.recall_at_1), text_gradient, video_gradient
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,20 @@ from dgl_scale.data.tokenizer import Tokenizer, load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.files import write_text
 from dgl_scale.model import DGL, build_model, save_prompts
+from dgl_scale.model.estimate import StepSize, estimate_step
 from dgl_scale.model.precision import DTYPES, Precision, fastest_precision
+from dgl_scale.run_folder import remove_leftovers, unmark_finished
 from dgl_scale.telemetry import say
 from dgl_scale.training.checkpoint import run_identity
+from dgl_scale.training.checkpoint_store import CheckpointStore
 from dgl_scale.training.engine import TrainingEngine
+from dgl_scale.training.guards import FrozenWeights
 from dgl_scale.training.loop import Trainer, resume, train
+from dgl_scale.training.progress import RunSize
+from dgl_scale.training.step import Inputs
 from dgl_scale.training.stop import StopRequest
+from dgl_scale.training.utilisation import peak_tflops
+from dgl_scale.training.watchdog import HangWatchdog
 
 Validate = Callable[[], dict[str, float]]
 BuildValidation = Callable[[DGL, SplitIndex, Tokenizer, RunConfig, torch.device], Validate]
@@ -47,18 +56,34 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     run_folder = Path(config.output).expanduser() / config.name
     precision = _precision(config.training.precision, run_folder, device)
     config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+    distributed.start_control_group()
     lock = _lock_folder(run_folder) if distributed.is_main() else None
+    watchdog = HangWatchdog(run_folder / "hang", distributed.rank(), config.training.hang_timeout_s)
     try:
         model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
         model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
         trainer = _build_trainer(config, model, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
         _announce(trainer, model, micro_batch_size, accumulation_steps)
+        if distributed.is_main():
+            remove_leftovers(run_folder)
         start_step = resume(trainer)
         # Only now, so that a config that does not fit the run's checkpoints leaves its config.yaml alone.
         if distributed.is_main():
             write_text(run_folder / "config.yaml", dump_config(config))
-        return train(trainer, start_step)
+            if start_step < trainer.total_steps:
+                unmark_finished(run_folder)
+        frozen = FrozenWeights(model) if config.training.check_frozen_weights else None
+        last = train(trainer, start_step, watchdog)
+        if frozen is not None:
+            frozen.check()
+        return last
+    except RuntimeError as error:
+        if not distributed.is_lost_peer(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DglError(f"another rank is gone ({reason}); run the same command to go on from the newest checkpoint") from error
     finally:
+        watchdog.close()
         if lock is not None:
             os.close(lock)
 
@@ -92,29 +117,43 @@ def _build_trainer(
         max_corrupt_fraction=data.max_corrupt_fraction,
     )
     total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
-    logit_scale = float(model.logit_scale.exp())
-    image_mean, image_std = model.image_mean, model.image_std
+    inputs = Inputs(device, model.image_mean, model.image_std, float(model.logit_scale.exp()))
     validate = build_validation(model, load_split(data.validation), tokenizer, config, device) if data.validation else None
 
     def write_prompts(path: Path, prompts: dict[str, Tensor], facts: dict[str, Any]) -> None:
         state = {name.removeprefix("prompts."): tensor for name, tensor in prompts.items()}
         save_prompts(model, path, {"run": config.name, **facts}, state=state)
 
+    identity = run_identity(config, index.digest, str(model.backbone_digest), total_steps)
     return Trainer(
         config=config,
         engine=TrainingEngine(model, model.trainable_parameters(), training, config.optim, micro, accumulation),
-        batches=loader.steps,
-        total_steps=total_steps,
+        loader=loader,
+        inputs=inputs,
+        size=_run_size(config, model, total_steps, device),
         run_folder=run_folder,
-        device=device,
-        identity=run_identity(config, index.digest, str(model.backbone_digest), total_steps),
-        image_mean=image_mean,
-        image_std=image_std,
-        logit_scale=logit_scale,
-        write_prompts=write_prompts,
+        identity=identity,
+        store=CheckpointStore(run_folder, training, identity, write_prompts),
         stop=stop,
+        max_corrupt=data.max_corrupt_fraction * index.num_videos,
         validate=validate,
     )
+
+
+def _run_size(config: RunConfig, model: DGL, total_steps: int, device: torch.device) -> RunSize:
+    share = config.training.global_batch_size // distributed.world_size()
+
+    @lru_cache
+    def flops(caption_length: int) -> float:
+        size = StepSize(share, share, config.model.num_frames, caption_length)
+        return estimate_step(config.model, model.shape, size).model_flops
+
+    known = (
+        peak_tflops(torch.cuda.get_device_name(device), DTYPES[cast(Precision, config.training.precision)])
+        if device.type == "cuda"
+        else None
+    )
+    return RunSize(total_steps, config.training.global_batch_size, flops, config.training.peak_tflops or known)
 
 
 def _precision(wanted: str, run_folder: Path, device: torch.device) -> Precision:
@@ -154,4 +193,4 @@ def _announce(trainer: Trainer, model: DGL, micro: int, accumulation: int) -> No
     sizes = f"{distributed.world_size()} ranks, micro-batch {micro}, {accumulation} accumulation steps, {trainer.total_steps} steps"
     parameters = f"{trained:,} trained and {frozen:,} frozen parameters ({100 * trained / (trained + frozen):.2f}%)"
     model_name = f"DGL {trainer.config.model.latent_space} over {trainer.config.model.clip}"
-    say(f"{trainer.config.name}: {model_name}, {parameters}, {sizes}, {trainer.device.type}")
+    say(f"{trainer.config.name}: {model_name}, {parameters}, {sizes}, {trainer.inputs.device.type}")

@@ -37,7 +37,7 @@ def main(total: int, micro: int) -> None:
     gradient = weights.grad / world
     dist.all_reduce(gradient)
     if rank == 0:
-        print(json.dumps({"loss": float(result.loss), "recall": result.recall_at_1, "gradient": gradient.flatten().tolist()}))
+        print(json.dumps({"loss": float(result.loss), "recall": float(result.recall_at_1), "gradient": gradient.flatten().tolist()}))
     dist.barrier()
     dist.destroy_process_group()
 
