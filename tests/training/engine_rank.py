@@ -42,19 +42,20 @@ def build(stage: int) -> TrainingEngine:
     return TrainingEngine(model, parameters, training, OPTIM, GLOBAL_BATCH // distributed.world_size(), 1)
 
 
-def run(engine: TrainingEngine, steps: range) -> float | None:
-    norm = None
+def run(engine: TrainingEngine, steps: range) -> tuple[float | None, dict[str, float]]:
+    norm, part_norms = None, {}
     for step in steps:
         video, text = engine.forward(*batch(step))
         engine.backward(global_contrastive_loss(text, video, 10.0).loss)
+        part_norms = engine.gradient_norms(lambda name: name.partition(".")[0])
         norm = engine.step(OPTIM.lr / (1 + step), is_boundary=True)
-    return norm
+    return norm, part_norms
 
 
 def main(stage: int, output: str) -> None:
     start_distributed("cpu")
     whole = build(stage)
-    norm = run(whole, range(6))
+    norm, part_norms = run(whole, range(6))
     first = build(stage)
     run(first, range(3))
     second = build(stage)
@@ -63,7 +64,8 @@ def main(stage: int, output: str) -> None:
     states = [whole.trained_state(), second.trained_state()]
     if distributed.is_main():
         values = [{f"{n}.{k}": t.flatten().tolist() for n, p in state.parameters.items() for k, t in p.items()} for state in states]
-        Path(output).write_text(json.dumps({"whole": values[0], "continued": values[1], "step": states[1].step, "norm": norm}))
+        answers = {"whole": values[0], "continued": values[1], "step": states[1].step, "norm": norm, "part_norms": part_norms}
+        Path(output).write_text(json.dumps(answers))
     stop_distributed(gracefully=True)
 
 

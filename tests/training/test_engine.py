@@ -43,7 +43,7 @@ def launch(world: int, stage: int, output: Path) -> dict:
     return json.loads(output.read_text())
 
 
-def by_plain_torch() -> tuple[dict, float]:
+def by_plain_torch() -> tuple[dict, float, dict[str, float]]:
     model = engine_rank.TwoTowers()
     parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     optimizer = build_optimizer(parameters, engine_rank.OPTIM)
@@ -51,22 +51,28 @@ def by_plain_torch() -> tuple[dict, float]:
         video, text = model(*engine_rank.batch(step))
         optimizer.zero_grad()
         symmetric_contrastive_loss(text, video, 10.0)[0].backward()
+        part_norms = {
+            part: float(torch.nn.utils.get_total_norm([p.grad for p in getattr(model, part).parameters()])) for part in ("video", "text")
+        }
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in parameters], engine_rank.OPTIM.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = engine_rank.OPTIM.lr / (1 + step)
         optimizer.step()
     moments = {f"{name}.{key}": optimizer.state[p][key] for name, p in parameters for key in ("exp_avg", "exp_avg_sq")}
-    return {
-        key: value.flatten().tolist() for key, value in (moments | {f"{name}.param": p.detach() for name, p in parameters}).items()
-    }, float(norm)
+    return (
+        {key: value.flatten().tolist() for key, value in (moments | {f"{name}.param": p.detach() for name, p in parameters}).items()},
+        float(norm),
+        part_norms,
+    )
 
 
 @pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)])
 def test_deepspeed_does_what_one_process_of_plain_torch_does(tmp_path: Path, world: int, stage: int) -> None:
     found = launch(world, stage, tmp_path / "state.json")
-    expected, norm = by_plain_torch()
+    expected, norm, part_norms = by_plain_torch()
     assert found["step"] == 6
     assert found["norm"] == pytest.approx(norm, rel=1e-4)
+    assert found["part_norms"] == pytest.approx(part_norms, rel=1e-4)
     assert set(found["whole"]) == set(expected)
     for key, values in expected.items():
         torch.testing.assert_close(torch.tensor(found["whole"][key]), torch.tensor(values), rtol=1e-3, atol=1e-6)

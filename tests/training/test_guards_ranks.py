@@ -1,0 +1,31 @@
+"""The guards on three ranks, of which one differs."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("guards_rank.py")
+
+
+def test_all_ranks_say_the_same_of_the_one_that_differs() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, str(SCRIPT)], env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(3)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0, 0]
+    answers = json.loads(outputs[0])
+    assert answers[0] == answers[1] == answers[2]
+    same, different, not_finite = answers[0]["messages"]
+    assert same == "nothing"
+    assert different.startswith("the prompts of rank 2 differ from rank 0's at step 5")
+    assert not_finite == "loss is nan at step 6; rank 1: samples clip1; lower optim.lr, or look at these samples"
+    assert answers[0]["numbers"] == {"a": 1.0, "b": 2.0, "c": 3.0}
+    assert answers[0]["agreed"] == [2, 5]
