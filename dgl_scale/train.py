@@ -33,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return show_config(config)
         # Imported here so that --help and --show-config stay instant.
         from dgl_scale.training.engine import start_distributed, stop_distributed
+        from dgl_scale.training.rendezvous import launch_facts
         from dgl_scale.training.run import run_training
         from dgl_scale.training.stop import StopRequest
 
         stop = StopRequest(config.training.max_minutes, config.training.preemption_file)
-        device = start_distributed(arguments.device)
+        device = start_distributed(arguments.device, launch_facts(config), config.training.rendezvous_timeout_s)
         in_step = False
         try:
             run_training(config, device, stop, build_validation)

@@ -1,11 +1,10 @@
 """The only file that knows DeepSpeed: start-up, ZeRO stage, precision, steps, gathered state."""
 
-import contextlib
 import json
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,8 +14,11 @@ from dgl_scale import distributed
 from dgl_scale.config import OptimConfig, TrainingConfig
 from dgl_scale.config_file import find_config
 from dgl_scale.errors import CheckpointError, ConfigError, DglError
+from dgl_scale.training.launch import describe_launch
 from dgl_scale.training.optimizer import build_optimizer
+from dgl_scale.training.rendezvous import Facts, meet
 
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Keys that the run's own config decides; a DeepSpeed file that sets them would contradict it silently.
 _RESERVED = (
@@ -44,36 +46,46 @@ class TrainedState:
     parameters: dict[str, dict[str, Tensor]]
 
 
-def start_distributed(device: str) -> torch.device:
+def start_distributed(device: str, facts: Facts | None = None, timeout_s: float = 300.0) -> torch.device:
     """Join the process group that a launcher describes, or one of a single process; returns the device.
 
     Understands `deepspeed`, `torchrun` and `srun` (through Slurm's variables).
 
     Args:
         device: `cuda`, `cpu` or `auto` (cuda where there is one).
+        facts: what all ranks must have been started with, beside the same versions.
+        timeout_s: how long to wait for ranks that have not come.
 
     Raises:
-        ConfigError: `cuda` was asked for and there is none.
-        DglError: the ranks cannot meet, because the port is in use or a host is unreachable.
+        ConfigError: `cuda` was asked for and there is none, or too few; or the ranks were started with different facts.
+        DglError: the ranks cannot meet: a port is in use, or some did not come.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no GPU; use --device cpu")
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    _describe_launch()
+    describe_launch(os.environ)
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
     deepspeed = _import_deepspeed(use_cuda)
+    here = _own_gpu() if use_cuda else torch.device("cpu")
+    rank, world_size, backend = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "nccl" if use_cuda else "gloo"
     try:
-        deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+        store = meet(facts or {}, timeout_s)
+        store.set_timeout(_COLLECTIVE_TIMEOUT)
+        torch.distributed.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=_COLLECTIVE_TIMEOUT,
+            device_id=here if use_cuda and world_size > 1 else None,
+        )
     except torch.distributed.DistError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
         raise DglError(f"the ranks cannot meet at {address}: {reason}; if the port is in use choose another --master_port") from error
-    if not use_cuda:
-        return torch.device("cpu")
-    device_index = int(os.environ["LOCAL_RANK"])
-    torch.cuda.set_device(device_index)
-    return torch.device("cuda", device_index)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return here
 
 
 def stop_distributed(*, gracefully: bool) -> None:
@@ -318,6 +330,19 @@ def _deepspeed_config(training: TrainingConfig, optim: OptimConfig, micro_batch_
     return config
 
 
+def _own_gpu() -> torch.device:
+    """This rank's GPU, made the current one."""
+    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    # Slurm can show each task its own GPU only, which is then the first for all of them.
+    index = 0 if num_gpus == 1 and "SLURM_PROCID" in os.environ else local_rank
+    if index >= num_gpus:
+        raise ConfigError(
+            f"rank {os.environ['RANK']} is number {local_rank} of its host, which shows {num_gpus} GPUs; start one process a GPU"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def _import_deepspeed(use_cuda: bool) -> Any:
     import logging
 
@@ -329,24 +354,3 @@ def _import_deepspeed(use_cuda: bool) -> Any:
         # a lock on which every later run hangs. Prompts are a few MB: gloo alone is fast enough.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _describe_launch() -> None:
-    """Set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where no launcher has."""
-    if "RANK" in os.environ:
-        os.environ.setdefault("LOCAL_RANK", "0")
-        return
-    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
-        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-            raise ConfigError("under srun set MASTER_ADDR and MASTER_PORT (cluster/slurm/train.sbatch does)")
-        return
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
