@@ -36,15 +36,26 @@ class ModelConfig(Section):
     """Which output tokens become the video feature."""
 
 
+class CacheConfig(Section):
+    """Whole shards of remote splits on this machine's disk, for all processes of all runs."""
+
+    folder: str = "~/.cache/dgl-scale/shards"
+    """Best on a local disk; may be shared by runs and users."""
+    max_gib: PositiveFloat = 200.0
+    """Above that, shards that were not read for longest are removed; a training split should fit."""
+
+
 class DataConfig(Section):
     """Shards to read and how a sample becomes a batch."""
 
     train: str | None = None
-    """Split folder with `index.json`, to train on."""
+    """Split to train on: a folder with `index.json`, or its address (`s3://…`, `gs://…`, `https://…`)."""
     validation: str | None = None
-    """Split folder by which the best checkpoint is chosen; null: none is chosen."""
+    """Split by which the best checkpoint is chosen; null: none is chosen."""
     test: str | None = None
-    """Split folder of the final evaluation."""
+    """Split of the final evaluation."""
+    cache: CacheConfig | None = CacheConfig()
+    """Where shards of remote splits are kept; null: nowhere, each sample is fetched alone whenever it is read."""
     exclude: str | None = None
     """File of keys, one a line, left out of training, as `dgl-scale shards leakage --write-exclusions` writes it; null: none."""
     max_words: Annotated[int, Field(ge=3)] = 32

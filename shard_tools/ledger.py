@@ -7,7 +7,8 @@ import pyarrow
 import pyarrow.parquet
 
 from dgl_scale.errors import DataError
-from dgl_scale.storage.storage import NotThereError, Storage
+from dgl_scale.storage.clients import NotThereError
+from dgl_scale.storage.storage import Storage
 from dgl_scale.storage.urls import Location, public_url
 from shard_tools.failures import Status
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dgl_scale.errors import DataError
 from dgl_scale.files import path_inside
-from dgl_scale.storage.storage import NotThereError, Storage, StorageError, TooLargeError
+from dgl_scale.storage.clients import NotThereError, StorageError, TooLargeError
+from dgl_scale.storage.storage import Storage
 from dgl_scale.storage.urls import SCHEMES, Location, is_url, public_url, scheme_of, url_inside
 from shard_tools.failures import SampleFailure, Status
 

@@ -1,4 +1,4 @@
-"""The index of a split: where each readable sample of its shards lies. The door of pyarrow for reading."""
+"""The index of a split: where each readable sample of its shards lies."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,28 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dgl_scale.config import CacheConfig
+from dgl_scale.data.location import Location, Shard
+from dgl_scale.data.split_files import IntArray, local_rows, local_shards, parquet_name, remote_rows, remote_shards
 from dgl_scale.errors import DataError
-from dgl_scale.files import json_sha256, path_inside, read_json
+from dgl_scale.files import json_sha256
+from dgl_scale.storage import urls
 
-IntArray = npt.NDArray[np.int64]
-
-_COLUMNS = ("key", "video_id", "offset", "size", "n_frames", "n_captions", "sha256")
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a sample lies: all that a process needs to read and check it.
-
-    Attributes:
-        offset, size: the sample's bytes in its shard, headers included.
-        sha256: of those bytes, 32 of them.
-    """
-
-    key: str
-    shard: Path
-    offset: int
-    size: int
-    sha256: bytes
+_DEFAULT_CACHE = CacheConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +23,19 @@ class SplitIndex:
     """The `ok` samples of a split, `V` of them, in shard order.
 
     Attributes:
-        folder: the split's folder.
-        shards: paths of the tar files, in the order of `index.json`.
+        folder: the split's folder or address, fit to be shown.
+        shards: the tar files, in the order of `index.json`.
         keys, video_ids: text `[V]`.
         shard: int64 `[V]`, which of `shards` holds the sample.
         offset, size: int64 `[V]`, the sample's bytes in its tar, headers included.
         num_frames, num_captions: int64 `[V]`.
         sha256: uint8 `[V, 32]`, of those bytes.
+        cache: where shards are kept if they are remote; None: nowhere.
         digest: SHA-256 of the shard list (names, sizes, hashes) and of what is excluded: equal digests, equal samples.
     """
 
-    folder: Path
-    shards: tuple[Path, ...]
+    folder: str
+    shards: tuple[Shard, ...]
     keys: npt.NDArray[np.object_]
     video_ids: npt.NDArray[np.object_]
     shard: IntArray
@@ -58,6 +45,7 @@ class SplitIndex:
     num_captions: IntArray
     sha256: npt.NDArray[np.uint8]
     digest: str
+    cache: CacheConfig | None
 
     @property
     def num_videos(self) -> int:
@@ -75,26 +63,33 @@ class SplitIndex:
         return Location(str(self.keys[i]), shard, int(self.offset[i]), int(self.size[i]), self.sha256[i].tobytes())
 
 
-def load_split(folder: str | Path, exclude: str | Path | None = None) -> SplitIndex:
+def load_split(folder: urls.Location, exclude: str | Path | None = None, cache: CacheConfig | None = _DEFAULT_CACHE) -> SplitIndex:
     """Read the index of a split: `index.json` and the Parquet file beside each shard.
 
     Args:
+        folder: a local folder, or the address of a remote one (`s3://`, `gs://`, `http://`, `https://`).
         exclude: a text file of keys, one a line, whose samples are left out as if they were not there.
+        cache: where shards of a remote split are kept; None: nowhere.
 
     Raises:
-        DataError: no such folder, no `index.json`, a shard missing or of another size than listed, a
-            Parquet file missing or not as stated, or no readable sample at all; `exclude` cannot be
-            read, or names a key that the split does not have.
+        DataError: no such folder, no `index.json`, a shard missing or of another size than listed (of a remote
+            one this is found when it is read), a Parquet file missing or not as stated, or no readable
+            sample at all; `exclude` cannot be read, or names a key that the split does not have.
+        ConfigError: an address of an unknown kind.
+        StorageError: the server cannot be reached or refuses.
     """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise DataError(f"no folder of shards {root}; build it, or set the path of the split")
-    if not (root / "index.json").is_file():
-        raise DataError(f"{root} has no index.json, so it is no finished split; build the shards again to complete it")
-    listed = _shard_list(root)
-    shards = tuple(_checked_shard(root, entry) for entry in listed)
-    rows = _read_rows(shards)
-    index = SplitIndex(folder=root, shards=shards, digest=_digest(listed), **rows)
+    shards: tuple[Shard, ...]
+    if urls.is_url(folder):
+        listed, shards = remote_shards(str(folder))
+        digest = _digest(listed)
+        rows = remote_rows(str(folder), listed, digest, cache)
+    else:
+        root = Path(folder).expanduser()
+        listed, shards = local_shards(root)
+        digest, cache = _digest(listed), None
+        rows = local_rows(shards)
+        folder = root
+    index = SplitIndex(folder=urls.public_url(folder), shards=shards, digest=digest, cache=cache, **rows)
     _check_rows(index, listed)
     return index if exclude is None else _without(index, Path(exclude).expanduser())
 
@@ -118,74 +113,6 @@ def _without(index: SplitIndex, exclude: Path) -> SplitIndex:
     return replace(index, **kept, digest=json_sha256([index.digest, excluded]) if excluded else index.digest)
 
 
-def _shard_list(root: Path) -> list[dict[str, Any]]:
-    content = read_json(root / "index.json")
-    listed = content.get("shardlist") if isinstance(content, dict) else None
-    wanted = {"url": str, "nsamples": int, "filesize": int, "sha256": str}
-    if not isinstance(listed, list) or not all(
-        isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in wanted.items()) for entry in listed
-    ):
-        raise DataError(
-            f"{root / 'index.json'} is no shard list: each entry of 'shardlist' needs {', '.join(wanted)}; build the shards again"
-        )
-    if not listed:
-        raise DataError(f"{root / 'index.json'} lists no shards; check the shard build's report for why")
-    return listed
-
-
-def _checked_shard(root: Path, entry: dict[str, Any]) -> Path:
-    path = path_inside(root, entry["url"])
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"shard {entry['url']} of {root} cannot be read ({error.strerror}); build the shards again to restore it"
-        ) from error
-    if size != entry["filesize"]:
-        raise DataError(f"shard {path} has {size} bytes instead of {entry['filesize']}; remove it and build the shards again")
-    return path
-
-
-def _read_rows(shards: tuple[Path, ...]) -> dict[str, Any]:
-    # Imported here so that reading processes, which never see an index, start without pyarrow.
-    import pyarrow
-    import pyarrow.dataset
-
-    files = [shard.with_suffix(".parquet") for shard in shards]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise DataError(f"{missing}, the index of its shard, is missing; build the shards again to restore it")
-    try:
-        dataset = pyarrow.dataset.dataset([str(file) for file in files], format="parquet")
-        columns = [*_COLUMNS, "__fragment_index"]
-        table = dataset.scanner(columns=columns, filter=pyarrow.dataset.field("status") == "ok").to_table()
-        return _to_arrays(table)
-    except (pyarrow.ArrowException, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"the Parquet files of {shards[0].parent} are not as expected ({reason}); build the shards again") from error
-
-
-def _to_arrays(table: Any) -> dict[str, Any]:
-    for name in _COLUMNS:
-        if table[name].null_count:
-            raise ValueError(f"column {name} has no value in {table[name].null_count} rows")
-
-    def column(name: str, dtype: type) -> Any:
-        return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=dtype)
-
-    digests = bytes.fromhex("".join(table["sha256"].to_pylist()))
-    return {
-        "keys": column("key", object),
-        "video_ids": column("video_id", object),
-        "shard": column("__fragment_index", np.int64),
-        "offset": column("offset", np.int64),
-        "size": column("size", np.int64),
-        "num_frames": column("n_frames", np.int64),
-        "num_captions": column("n_captions", np.int64),
-        "sha256": np.frombuffer(digests, dtype=np.uint8).reshape(table.num_rows, 32),
-    }
-
-
 def _check_rows(index: SplitIndex, listed: list[dict[str, Any]]) -> None:
     if not index.num_videos:
         raise DataError(f"{index.folder} has no readable sample; check the shard build's report for why")
@@ -196,7 +123,7 @@ def _check_rows(index: SplitIndex, listed: list[dict[str, Any]]) -> None:
     for number, entry in enumerate(listed):
         if counts[number] != entry["nsamples"]:
             raise DataError(
-                f"{index.shards[number].with_suffix('.parquet')} has {counts[number]} samples, index.json says {entry['nsamples']}; "
+                f"{parquet_name(str(index.shards[number]))} has {counts[number]} samples, index.json says {entry['nsamples']}; "
                 "build the shards again"
             )
     if outside.any():

@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dgl_scale.batch import VideoTextBatch
+from dgl_scale.config import CacheConfig
 from dgl_scale.data.frames import choose_frames, decode_frames
-from dgl_scale.data.index import Location, SplitIndex
+from dgl_scale.data.index import SplitIndex
+from dgl_scale.data.location import Location, RemoteShard
 from dgl_scale.data.order import EpochOrder, LastBatch, rank_places, replacements
 from dgl_scale.data.reader import ShardFiles
 from dgl_scale.data.tokenizer import Tokenizer
 from dgl_scale.data.workers import prepare_worker, start_workers
-from dgl_scale.errors import DataError
+from dgl_scale.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 
@@ -96,8 +98,10 @@ class TrainLoader:
         """Check the sizes; workers start with the first step and live as long as the loader.
 
         Raises:
-            ConfigError: the batch is larger than the split, or the world size does not divide it.
+            ConfigError: the batch is larger than the split, the world size does not divide it, or the cache
+                cannot hold the shards of a remote split.
         """
+        _check_cache(index)
         self.corrupt: dict[str, str] = {}
         self._index = index
         self._tokenizer = tokenizer
@@ -106,7 +110,7 @@ class TrainLoader:
         self._places = rank_places(global_batch_size, rank, world_size, micro_batch_size)
         self._random_frames = train_frames == "random"
         self._max_corrupt_fraction = max_corrupt_fraction
-        self._decoder = _Decoder(image_size, num_frames)
+        self._decoder = _Decoder(image_size, num_frames, index.cache)
         self._requests = _Requests()
         self._batches = _data_loader(self._decoder, self._requests, num_workers, persistent=True)
 
@@ -164,6 +168,16 @@ class TrainLoader:
             )
 
 
+def _check_cache(index: SplitIndex) -> None:
+    """Training reads at random: with a cache for a part of the shards it would fetch one for nearly every sample."""
+    total = sum(shard.size for shard in index.shards if isinstance(shard, RemoteShard)) / 2**30
+    if index.cache and total > index.cache.max_gib:
+        raise ConfigError(
+            f"the shards of {index.folder} have {total:.1f} GiB and data.cache.max_gib is {index.cache.max_gib:g}; raise it, "
+            "or set data.cache to null to fetch single samples"
+        )
+
+
 def evaluation_batches(
     index: SplitIndex, tokenizer: Tokenizer, image_size: int, num_frames: int, *, start: int, stop: int, batch_size: int, num_workers: int
 ) -> Iterator[VideoTextBatch]:
@@ -177,7 +191,7 @@ def evaluation_batches(
         [_Clip(index.locate(i), None, None) for i in range(first, min(first + batch_size, stop))]
         for first in range(start, stop, batch_size)
     )
-    for decoded in start_workers(_data_loader(_Decoder(image_size, num_frames), requests, num_workers, persistent=False)):
+    for decoded in start_workers(_data_loader(_Decoder(image_size, num_frames, index.cache), requests, num_workers, persistent=False)):
         if decoded.errors:
             raise DataError(next(iter(decoded.errors.values())))
         tokens = tokenizer([caption for captions in decoded.captions for caption in captions])
@@ -188,10 +202,10 @@ def evaluation_batches(
 class _Decoder(Dataset[_Decoded]):
     """Clips to pixels and captions; lives in the workers."""
 
-    def __init__(self, image_size: int, num_frames: int):
+    def __init__(self, image_size: int, num_frames: int, cache: CacheConfig | None):
         self._image_size = image_size
         self._num_frames = num_frames
-        self._files = ShardFiles()
+        self._files = ShardFiles(cache)
 
     def __getitem__(self, clips: list[_Clip]) -> _Decoded:
         frames = np.empty((len(clips), self._num_frames, 3, self._image_size, self._image_size), dtype=np.uint8)

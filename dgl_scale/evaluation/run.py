@@ -19,6 +19,7 @@ from dgl_scale.evaluation.retrieval import evaluate_features
 from dgl_scale.evaluation.workers import EncodingJob, Progress, encode_with_workers
 from dgl_scale.model import DGL
 from dgl_scale.model.precision import Precision, fastest_precision
+from dgl_scale.storage.urls import is_url, public_url
 
 _VERSIONS_OF = ("dgl-scale", "torch", "open_clip_torch", "ray", "deepspeed", "webdataset", "numpy")
 
@@ -43,13 +44,13 @@ def evaluate_checkpoint(
     if split_folder is None:
         raise ConfigError(f"data.{split} is missing: the folder of the {split} split's shards")
     checkpoint = resolve_checkpoint(checkpoint_argument)
-    index = load_split(split_folder)
+    index = load_split(split_folder, cache=config.data.cache)
     config, device = _place(config, device)
     if config.training.precision == "auto":
         config = _with_precision(config, fastest_precision(torch.device(device)))
     # Loading here first also tells a wrong checkpoint before any worker starts. In fp32, which every CPU computes.
     model = load_model(_with_precision(config, "fp32"), checkpoint.prompts, torch.device("cpu"))
-    job = EncodingJob(config, checkpoint.prompts, str(Path(split_folder).expanduser().resolve()), device)
+    job = EncodingJob(config, checkpoint.prompts, _absolute(split_folder), device)
     features = encode_with_workers(job, index.num_videos, progress)
     annotations = read_annotations(index, features.keys)
     retrieval = evaluate_features(features, config.evaluation, twins=annotations.twins, seed=config.seed)
@@ -62,7 +63,7 @@ def evaluate_checkpoint(
         "selection": _selection(config, checkpoint),
         "split": split,
         "shards": index.digest,
-        "split_folder": job.split_folder,
+        "split_folder": public_url(job.split_folder),
         "seconds": round(time.monotonic() - started, 3),
         "command": command,
         "versions": package_versions(),
@@ -114,10 +115,13 @@ def _describe(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any]:
 def _selection(config: RunConfig, checkpoint: Checkpoint) -> str:
     if not checkpoint.chosen_by_validation or config.data.validation is None:
         return checkpoint.selection
-    evaluated = Path(getattr(config.data, config.evaluation.split)).expanduser().resolve()
-    if evaluated == Path(config.data.validation).expanduser().resolve():
+    if _absolute(getattr(config.data, config.evaluation.split)) == _absolute(config.data.validation):
         return f"{checkpoint.selection}; chosen on the split evaluated here, so the figures are optimistic"
     return checkpoint.selection
+
+
+def _absolute(split: str) -> str:
+    return split if is_url(split) else str(Path(split).expanduser().resolve())
 
 
 def package_versions() -> dict[str, str]:

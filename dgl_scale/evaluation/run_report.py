@@ -14,6 +14,8 @@ from dgl_scale.evaluation.film_strip import film_strip
 from dgl_scale.evaluation.report import Candidate, QueryExample, Report, report_row, summarise, write_report
 from dgl_scale.evaluation.results import FROZEN, RESULTS, read_ranks, read_results
 from dgl_scale.files import read_json
+from dgl_scale.storage.clients import StorageError
+from dgl_scale.storage.urls import is_url
 from dgl_scale.telemetry import read_metrics
 
 NUM_EXAMPLES = 12
@@ -48,7 +50,7 @@ def report_run(run_folder: Path, output: Path) -> None:
             attention=read_examples(folders[shown]),
             commands=[shlex.join(["python", *evaluation["command"]]) for evaluation in evaluations],
             versions=results["versions"],
-            coverage=build_coverage(Path(results["split_folder"])),
+            coverage=build_coverage(results["split_folder"]),
         ),
     )
 
@@ -117,10 +119,10 @@ def examples_rule(model: str, queries: int) -> str:
     )
 
 
-def build_coverage(split_folder: Path) -> dict[str, str]:
-    """What the shard build that made a split says of its videos; empty where there is no record of it."""
-    path = split_folder.parent / "build.json"
-    if not path.is_file():
+def build_coverage(split_folder: str) -> dict[str, str]:
+    """What the shard build that made a split says of its videos; empty where there is no record of it on this machine."""
+    path = Path(split_folder).parent / "build.json"
+    if is_url(split_folder) or not path.is_file():
         return {}
     record = read_json(path)
     counts = record.get("coverage", {})
@@ -160,10 +162,14 @@ def _row_name(results: Mapping[str, Any], run_name: str) -> str:
 
 def _shown_examples(folder: Path, results: Mapping[str, Any], model: str) -> tuple[Sequence[QueryExample], str]:
     """Examples and their rule; where the shards are no longer those that were evaluated, none, and why."""
-    split_folder = Path(results["split_folder"])
-    if not split_folder.is_dir():
+    split_folder = results["split_folder"]
+    if not is_url(split_folder) and not Path(split_folder).is_dir():
         return (), f"No clips are shown: the shards are no longer at {split_folder}."
-    index = load_split(split_folder)
+    try:
+        # Few samples are shown, so no shard need be fetched for them.
+        index = load_split(split_folder, cache=None)
+    except StorageError as error:
+        return (), f"No clips are shown: {error}."
     if index.digest != results["shards"]:
         return (), f"No clips are shown: the shards at {split_folder} have changed since the evaluation."
     return query_examples(read_ranks(folder, "text_to_video"), index), examples_rule(model, results["queries"])

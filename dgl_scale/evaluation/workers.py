@@ -38,7 +38,7 @@ class EncodingJob:
 
     Attributes:
         prompts: the prompts file, or None for the frozen CLIP.
-        split_folder: shards to encode; must be the same path on every node.
+        split_folder: shards to encode; must be the same path on every node, or a URL.
         device: `cpu` or `cuda`.
     """
 
@@ -89,7 +89,7 @@ class Encoder:
         torch.set_num_threads(self._num_threads)
         config = self._job.config
         self._device = torch.device(self._job.device)
-        self._index = load_split(self._job.split_folder)
+        self._index = load_split(self._job.split_folder, cache=config.data.cache)
         self._tokenizer = load_tokenizer(config.model.clip, config.data.max_words)
         self._model = load_model(config, self._job.prompts, self._device)
 

@@ -99,7 +99,7 @@ def write_comparison(path: Path, rows: list[ComparisonRow], runs: Mapping[str, P
             attention=read_examples(shown.folder),
             commands=commands,
             versions=results["versions"],
-            coverage=build_coverage(Path(results["split_folder"])),
+            coverage=build_coverage(results["split_folder"]),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Where builds read and write: local folders, object storage (s3://, gs://) and web servers. The door of fsspec.
+"""Where builds read and write: local folders, object storage (s3://, gs://) and web servers.
 
 Local files are used in place. Whatever is remote passes through one scratch file that has no name, so that
 not even a killed process leaves one: fetched and checked before anything reads it, or written whole and
@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from dgl_scale.errors import DataError, DglError
 from dgl_scale.files import atomic_file, read_json, write_json
+from dgl_scale.storage.clients import CorruptError, NotThereError, StorageError, TooLargeError, explain, file_system
 from dgl_scale.storage.scratch import scratch_error, scratch_file
 from dgl_scale.storage.urls import Location, is_url, public_url, scheme_of, scrub
 from dgl_scale.storage_config import StorageConfig
@@ -28,28 +29,8 @@ _BLOCK_BYTES = 16 << 20
 _PART_BYTES = 64 << 20
 _FIRST_PAUSE_S = 0.2
 _MAX_PAUSE_S = 15.0
-_MISSING_EXTRAS = {"s3": "s3fs (pip install 'dgl-scale[s3]')", "gs": "gcsfs (pip install gcsfs)"}
-_UNREACHABLE = {
-    "EndpointConnectionError",
-    "ClientConnectorError",
-    "ClientConnectorDNSError",
-    "ConnectTimeoutError",
-    "ConnectionTimeoutError",
-}
 _NO_BUCKET = "specified bucket"
 _T = TypeVar("_T")
-
-
-class TooLargeError(Exception):
-    """A remote file is larger than it may be."""
-
-
-class StorageError(DglError):
-    """A place cannot be read or written; the message names it without credentials."""
-
-
-class NotThereError(StorageError):
-    """The server answers that there is no such file."""
 
 
 class Storage:
@@ -77,6 +58,52 @@ class Storage:
         with self._scratch_file() as (stream, path):
             self._fetch(str(location), stream, max_bytes)
             yield path
+
+    def fetch(self, url: str, stream: BinaryIO, *, size: int, sha256: str, progress: Callable[[], None]) -> None:
+        """Fill `stream`, from its beginning, with a remote file whose size and SHA-256 are known.
+
+        Args:
+            progress: called whenever bytes have arrived.
+
+        Raises:
+            NotThereError, StorageError: as `local_copy`.
+            DataError: the server keeps sending a file of other bytes.
+        """
+        received: list[str] = []
+
+        def fetch(system: Any, path: str) -> None:
+            stream.seek(0)
+            target = _Target(stream, size, hashlib.sha256(), progress)
+            try:
+                _fetch_once(system, path, target)
+                found = target.digest.hexdigest()
+            except TooLargeError:
+                found = "more"
+            if found == sha256:
+                return
+            if found in received:
+                raise DataError(f"{public_url(url)} is not the file of {size:,} bytes that its index lists; were only some files replaced?")
+            received.append(found)
+            raise CorruptError("the bytes arrived corrupt")
+
+        self._repeat(url, fetch)
+
+    def read_range(self, url: str, start: int, size: int) -> bytes:
+        """A part of a remote file; not checked but for its length.
+
+        Raises:
+            NotThereError, StorageError: as `local_copy`; also where a web server sends no parts of files.
+        """
+
+        def read(system: Any, path: str) -> bytes:
+            content: bytes = system.cat_file(_quoted(path), start=start, end=start + size)
+            if len(content) > size:
+                raise StorageError(f"{public_url(url)}: the server sends no parts of files; set data.cache to fetch them whole")
+            if len(content) < size:
+                raise CorruptError("the bytes arrived cut short")
+            return content
+
+        return self._repeat(url, read)
 
     @contextlib.contextmanager
     def output_file(self, location: Location) -> Iterator[BinaryIO]:
@@ -189,15 +216,15 @@ class Storage:
         def fetch(system: Any, path: str) -> None:
             stream.seek(0)
             stream.truncate()
-            target = _Target(stream, max_bytes)
+            target = _Target(stream, max_bytes, hashlib.md5(usedforsecurity=False))
             expected = _fetch_once(system, path, target)
             stream.flush()
-            md5 = target.md5.hexdigest()
+            md5 = target.digest.hexdigest()
             # Without a digest to compare with, and without TLS, the same bytes twice are the proof. An object
             # store's ETag may look like an MD5 and be none (encryption with a managed key).
             if md5 not in (expected, *digests[-1:]) and not (expected is None and url.startswith("https://")):
                 digests.append(md5)
-                raise _CorruptError("the bytes arrived corrupt")
+                raise CorruptError("the bytes arrived corrupt")
 
         self._repeat(url, fetch)
 
@@ -212,7 +239,7 @@ class Storage:
                 if _NO_BUCKET in str(error):
                     raise
                 # The name of an upload in parts was damaged on its way, or that of the object.
-                raise _CorruptError("the bytes were stored corrupt") from None
+                raise CorruptError("the bytes were stored corrupt") from None
             if found["size"] == size and _etag(found) in digests:
                 return
             sha256, received = hashlib.sha256(), hashlib.sha256()
@@ -222,7 +249,7 @@ class Storage:
             for start in range(0, size, _BLOCK_BYTES):
                 received.update(system.cat_file(path, start=start, end=min(start + _BLOCK_BYTES, size)))
             if found["size"] != size or received.digest() != sha256.digest():
-                raise _CorruptError("the bytes were stored corrupt")
+                raise CorruptError("the bytes were stored corrupt")
 
         self._repeat(url, send)
 
@@ -234,7 +261,7 @@ class Storage:
         """
         for attempt in range(1, self._config.attempts + 1):
             try:
-                return work(_file_system(scheme_of(url), self._config.timeout_s), url)
+                return work(file_system(scheme_of(url), self._config.timeout_s), url)
             except (TooLargeError, DglError):
                 raise
             except FileNotFoundError as error:
@@ -243,7 +270,7 @@ class Storage:
                 # `from None`: an exception of the client may quote the address with its credentials.
                 raise (StorageError if bucket else NotThereError)(f"{public_url(url)}: {what}") from None
             except Exception as error:
-                reason, final = _explain(error)
+                reason, final = explain(error)
                 if final or attempt == self._config.attempts:
                     tries = "" if final else f" ({attempt} attempts)"
                     raise StorageError(f"{public_url(url)}: {reason}{tries}") from None
@@ -251,18 +278,15 @@ class Storage:
         raise AssertionError("unreachable")
 
 
-class _CorruptError(Exception):
-    """Not the bytes that were sent."""
-
-
 class _Target:
     """A file that is written once from its beginning, hashed, and bounded."""
 
-    def __init__(self, stream: BinaryIO, max_bytes: int | None) -> None:
+    def __init__(self, stream: BinaryIO, max_bytes: int | None, digest: Any, progress: Callable[[], None] = lambda: None) -> None:
         self._stream = stream
         self._max_bytes = max_bytes
+        self._progress = progress
         self.size = 0
-        self.md5 = hashlib.md5(usedforsecurity=False)
+        self.digest = digest
 
     # fsspec takes for a file what has these three.
     def read(self) -> bytes:
@@ -277,7 +301,8 @@ class _Target:
     def write(self, content: bytes) -> int:
         self.check(self.size + len(content))
         self.size += len(content)
-        self.md5.update(content)
+        self.digest.update(content)
+        self._progress()
         try:
             return self._stream.write(content)
         except OSError as error:
@@ -294,10 +319,9 @@ def _fetch_once(system: Any, path: str, target: _Target) -> str | None:
         from fsspec.callbacks import Callback
 
         callback = Callback()
-        # What is quoted stays so, to the letter, as a signature covers it.
-        system.get_file(quote(path, safe="%/:=&?~#+!$,;'@()*[]"), target, callback=callback)
+        system.get_file(_quoted(path), target, callback=callback)
         if callback.size is not None and target.size != callback.size:
-            raise _CorruptError("the bytes arrived corrupt")
+            raise CorruptError("the bytes arrived corrupt")
         return None
     found = system.info(path, refresh=True)
     if found["type"] != "file":
@@ -306,11 +330,16 @@ def _fetch_once(system: Any, path: str, target: _Target) -> str | None:
     while target.size < found["size"]:
         block = system.cat_file(path, start=target.size, end=min(target.size + _BLOCK_BYTES, found["size"]))
         if not block:
-            raise _CorruptError("the bytes arrived corrupt")
+            raise CorruptError("the bytes arrived corrupt")
         target.write(block)
     if target.size != found["size"]:
-        raise _CorruptError("the bytes arrived corrupt")
+        raise CorruptError("the bytes arrived corrupt")
     return _etag(found)
+
+
+def _quoted(url: str) -> str:
+    # What is quoted stays so, to the letter, as a signature covers it.
+    return quote(url, safe="%/:=&?~#+!$,;'@()*[]") if scheme_of(url) in {"http", "https"} else url
 
 
 def _etag(found: dict[str, Any]) -> str | None:
@@ -327,49 +356,3 @@ def _object_digests(path: Path) -> tuple[int, set[str]]:
             whole.update(block)
             parts.append(hashlib.md5(block, usedforsecurity=False).digest())
     return size, {whole.hexdigest(), f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"}
-
-
-def _file_system(scheme: str, timeout_s: float) -> Any:
-    # Opened where it is used: its connections do not survive a fork. fsspec keeps one a process and thread.
-    import fsspec
-
-    try:
-        if scheme == "s3":
-            patience = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"total_max_attempts": 1}}
-            system = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=patience)
-            # One place repeats, `_repeat`; otherwise patience multiplies.
-            system.retries = 1
-            return system
-        if scheme in {"http", "https"}:
-            import aiohttp
-
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-            return fsspec.filesystem(
-                "https", encoded=True, use_listings_cache=False, client_kwargs={"timeout": timeout}, headers={"Accept-Encoding": "identity"}
-            )
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError:
-        raise StorageError(f"{scheme}:// needs {_MISSING_EXTRAS.get(scheme, 'another package')} on every node") from None
-
-
-def _explain(error: Exception) -> tuple[str, bool]:
-    """Why a transfer failed, in words without addresses, and whether trying again is useless."""
-    name = type(error).__name__
-    if isinstance(error, _CorruptError):
-        return str(error), False
-    if isinstance(error, PermissionError) or "Credentials" in name:
-        return "access denied; check the credentials and their rights", True
-    if name == "NonHttpUrlRedirectClientError":
-        return "redirects to an address that is neither http nor https", True
-    if name == "TooManyRedirects":
-        return "redirects without end", True
-    if name in {"InvalidURL", "InvalidUrlClientError", "ParamValidationError"}:
-        return "no valid address", True
-    status = getattr(error, "status", None)
-    if isinstance(status, int):
-        return f"the server answers {status}", 400 <= status < 500 and status not in {408, 429}
-    if name in _UNREACHABLE:
-        return "the server cannot be reached", False
-    if isinstance(error, TimeoutError) or "Timeout" in name:
-        return "the server does not answer in time", False
-    return f"the transfer failed: {name}: {scrub(str(error))}", False

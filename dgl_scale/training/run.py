@@ -48,7 +48,7 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
         DglError: as `loop.train`.
     """
     if config.data.train is None:
-        raise ConfigError("data.train is missing: the folder of the training split's shards")
+        raise ConfigError("data.train is missing: the folder or address of the training split's shards")
     if config.model.latent_space is None:
         raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
     places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
@@ -99,7 +99,7 @@ def _build_trainer(
     accumulation: int,
 ) -> Trainer:
     training, data = config.training, config.data
-    index = load_split(str(data.train), data.exclude)
+    index = load_split(str(data.train), data.exclude, data.cache)
     tokenizer = load_tokenizer(config.model.clip, data.max_words)
     loader = TrainLoader(
         index,
@@ -118,7 +118,8 @@ def _build_trainer(
     )
     total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
     inputs = Inputs(device, model.image_mean, model.image_std, float(model.logit_scale.exp()))
-    validate = build_validation(model, load_split(data.validation), tokenizer, config, device) if data.validation else None
+    validation = load_split(data.validation, cache=data.cache) if data.validation else None
+    validate = build_validation(model, validation, tokenizer, config, device) if validation else None
 
     def write_prompts(path: Path, prompts: dict[str, Tensor], facts: dict[str, Any]) -> None:
         state = {name.removeprefix("prompts."): tensor for name, tensor in prompts.items()}

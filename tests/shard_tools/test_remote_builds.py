@@ -1,13 +1,8 @@
 """Builds from and into a real S3 server and from a web server, also over a network that is not to be trusted."""
 
-import contextlib
 import random
 import shutil
-import socket
-import subprocess
-import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
@@ -26,6 +21,7 @@ from dgl_scale.storage_config import StorageConfig
 from shard_tools.build import main
 from shard_tools.ledger import read_ledger
 from shard_tools.verify import main as verify_main
+from tests.s3_server import serve_s3
 from tests.shard_tools.bad_network import FATES, BadNetwork
 
 SECRET = "hush4711"
@@ -33,21 +29,8 @@ SECRET = "hush4711"
 
 @pytest.fixture(scope="module")
 def s3_port() -> Iterator[int]:
-    """An S3 server in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
+    with serve_s3() as port:
         yield port
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 @pytest.fixture
