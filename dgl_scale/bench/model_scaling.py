@@ -96,7 +96,7 @@ def _chart(plot: Plot) -> str:
     parts += [f'<text x="{tick.position}" y="{plot.bottom + 17}" text-anchor="middle">{tick.label}</text>' for tick in plot.x_ticks]
     for line, colour in zip(plot.lines, _COLOURS, strict=True):
         parts.append(f'<polyline points="{line.points}" stroke="{colour}"/>')
-        parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in line.dots]
+        parts.append(f'<path d="{line.marks}" fill="{colour}"/>')
     for i, (line, colour) in enumerate(zip(plot.lines, _COLOURS, strict=True)):
         parts.append(f'<text x="{plot.left + 130 * i}" y="{plot.height + 10}" style="fill:{colour}">{escape(line.name)}</text>')
     return "".join(parts)

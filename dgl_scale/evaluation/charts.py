@@ -1,21 +1,43 @@
-"""Line charts as plain geometry, in the units of an SVG view box; the template draws them."""
+"""Line charts as plain geometry, in the units of an SVG view box; the template draws them.
+
+Lines differ in colour and in the shape of their marks, so that they can be told apart without colour.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 12, 42
 _MAX_POINTS = 300
 _TICKS = 5
+_MAX_MARKS = 12
+NUM_STYLES = 6
+# Around (0, 0), within 4 units: circle, square, triangle, diamond, cross, star of two strokes.
+_SHAPES = (
+    "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
+    "m-3.2 -3.2h6.4v6.4h-6.4z",
+    "m0 -4.2l4.2 7.4h-8.4z",
+    "m0 -4.6l4.6 4.6l-4.6 4.6l-4.6 -4.6z",
+    "m-3.4 -3.4l6.8 6.8m0 -6.8l-6.8 6.8",
+    "m-4.2 0h8.4m-4.2 -4.2v8.4",
+)
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name and its (x, y) points in order of x."""
+    """A line.
+
+    Attributes:
+        points: (x, y) in order of x.
+        style: which colour and marks; None: by its place in the chart.
+        is_dashed: a second kind of line, such as training beside validation.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
+    style: int | None = None
+    is_dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +65,17 @@ class Line:
 
     Attributes:
         points: the `points` attribute of an SVG polyline.
-        dots: the single points where there are few enough to show.
+        marks: the `d` attribute of an SVG path: marks at up to twelve of the points.
+        style: 0 to 5, its colour and shape of marks; from the seventh line on `is_hollow`.
+        last: its last value.
     """
 
     name: str
     points: str
-    dots: Sequence[tuple[float, float]]
+    marks: str
+    style: int
+    is_hollow: bool
+    is_dashed: bool
     last: str
 
 
@@ -81,10 +108,13 @@ def plot_curve(curve: Curve) -> Plot:
         return _position(x, x_ticks, _LEFT, WIDTH - _RIGHT), _position(y, y_ticks, HEIGHT - _BOTTOM, _TOP)
 
     lines = []
-    for one in series:
-        points = [place(x, y) for x, y in thin_out(one.points)]
-        dots = points if len(points) <= _MAX_POINTS // 10 else ()
-        lines.append(Line(one.name, " ".join(f"{x},{y}" for x, y in points), dots, format_number(one.points[-1][1])))
+    for number, one in enumerate(series):
+        style = number if one.style is None else one.style
+        points = [place(x, y) for x, y in thin_out(one.points, _MAX_POINTS)]
+        marks = "".join(draw_mark(style, *place(x, y)) for x, y in thin_out(one.points, _MAX_MARKS))
+        hollow = style // NUM_STYLES % 2 == 1
+        last_value = format_number(one.points[-1][1])
+        lines.append(Line(one.name, " ".join(f"{x},{y}" for x, y in points), marks, style % NUM_STYLES, hollow, one.is_dashed, last_value))
     words = [f"{s.name} from {format_number(s.points[0][1])} to {format_number(s.points[-1][1])}" for s in series]
     last = format_number(max(s.points[-1][0] for s in series))
     return Plot(
@@ -108,11 +138,16 @@ def nice_ticks(values: Sequence[float]) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def thin_out(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most 300 of the points, first and last among them."""
-    if len(points) <= _MAX_POINTS:
+def draw_mark(style: int, x: float, y: float) -> str:
+    """A mark of the style's shape at (x, y), for the `d` attribute of an SVG path."""
+    return f"M{x} {y}{_SHAPES[style % NUM_STYLES]}"
+
+
+def thin_out(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most `most` of the points, at even distances, first and last among them."""
+    if len(points) <= most:
         return list(points)
-    return [points[round(i * (len(points) - 1) / (_MAX_POINTS - 1))] for i in range(_MAX_POINTS)]
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
 def format_number(value: float) -> str:

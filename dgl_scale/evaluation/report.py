@@ -4,6 +4,8 @@ All inputs are plain values, so that any pipeline can fill them; `run_report` co
 """
 
 import base64
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,23 +15,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dgl_scale.evaluation.attention_picture import AttentionExample
-from dgl_scale.evaluation.charts import Curve, plot_curve
-from dgl_scale.evaluation.metrics import METRICS
+from dgl_scale.evaluation.caption_categories import CATEGORIES
+from dgl_scale.evaluation.charts import Curve, draw_mark, plot_curve
+from dgl_scale.evaluation.metrics import Difference
 from dgl_scale.evaluation.retrieval import DIRECTIONS
 from dgl_scale.files import write_text
 
 DIRECTION_NAMES = {"text_to_video": "Text to video", "video_to_text": "Video to text"}
+RERANK_NAMES = {"dual_softmax": "dual softmax", "qb_norm": "QB-Norm"}
+_LOW_IS_GOOD = {"MdR", "MnR"}
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """A model of the table.
+    """An evaluation in the table.
 
     Attributes:
         trained_share: trained parameters over all of the model's, 0 to 1.
         text_to_video, video_to_text: as in results.json: metrics by name and, optionally, their `interval`.
-        pair_accuracy: as in results.json, or None.
-        note: how its checkpoint was chosen, or what else a reader must know.
+        against: by direction, R@1 minus that of the table's baseline.
+        pair_accuracy, rerank: as in results.json, where there are any.
+        pessimistic: by direction, metrics that count the videos which are missing as misses.
     """
 
     name: str
@@ -37,40 +43,75 @@ class ReportRow:
     trained_share: float
     text_to_video: Mapping[str, Any]
     video_to_text: Mapping[str, Any]
+    against: Mapping[str, Difference] | None = None
     pair_accuracy: Mapping[str, Any] | None = None
-    note: str = ""
+    rerank: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    pessimistic: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A clip that was found for a query.
+class ReportTable:
+    """Evaluations of the same queries.
 
     Attributes:
-        strip: JPEG of some of its frames side by side (`film_strip`).
-        caption: what the clip really shows.
+        label: what was asked, such as "298 captions of 200 videos, split test".
+        baseline: name of the row that the others are compared with.
+        coverage: counts of videos by name, such as annotated and found; empty where unknown.
+        leakage: a sentence for each kind of thing that this split and another share; None where it was not looked for.
     """
 
-    key: str
-    strip: bytes
-    score: float
-    caption: str
-    is_right: bool
+    label: str
+    rows: Sequence[ReportRow]
+    baseline: str | None = None
+    coverage: Mapping[str, int] = field(default_factory=dict)
+    leakage: Sequence[str] | None = None
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all metrics that a row has, in their order."""
+        names: dict[str, None] = {}
+        for row in self.rows:
+            for direction in DIRECTIONS:
+                names.update(dict.fromkeys(name for name, value in getattr(row, direction).items() if isinstance(value, int | float)))
+        return list(names)
+
+    def is_best(self, row: ReportRow, direction: str, metric: str) -> bool:
+        """Whether no row has a better value: of the median and mean rank the lowest, of all else the highest."""
+        values = [getattr(other, direction)[metric] for other in self.rows if metric in getattr(other, direction)]
+        best = min(values) if metric in _LOW_IS_GOOD else max(values)
+        return len(values) > 1 and getattr(row, direction)[metric] == best
+
+    @property
+    def reranked(self) -> list[tuple[str, Mapping[str, Mapping[str, float]]]]:
+        """Name and figures by direction of each evaluation with each reranking."""
+        return [
+            (f"{row.name} + {RERANK_NAMES.get(kind, kind)}", figures)
+            for row in self.rows
+            for kind, figures in row.rerank.items()
+            if all(direction in figures for direction in DIRECTIONS)
+        ]
+
+    @property
+    def pessimistic(self) -> list[tuple[str, Mapping[str, Mapping[str, float]]]]:
+        """Name and pessimistic figures by direction of each evaluation that has them."""
+        return [(row.name, row.pessimistic) for row in self.rows if row.pessimistic]
 
 
 @dataclass(frozen=True)
-class QueryExample:
-    """A caption and the clips that score best for it.
+class SideBySide:
+    """Values of several evaluations or runs: `rows` hold a label and a value for each of `names`."""
 
-    Attributes:
-        rank: of the right clip; a half where it ties.
-        candidates: best first.
-        right: the right clip where it is not among them.
-    """
+    names: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
 
-    caption: str
-    rank: float
-    candidates: Sequence[Candidate]
-    right: Candidate | None = None
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an evaluation comes from: facts by name, and commands that repeat it."""
+
+    name: str
+    facts: Mapping[str, str]
+    commands: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -79,24 +120,29 @@ class Report:
 
     Attributes:
         summary: one sentence; `summarise` makes one.
-        split: what the figures are of, such as "240 captions of 200 held-out clips".
-        examples_rule: how the examples were chosen, and of which model they are.
-        commands: to repeat it, in order.
-        coverage: figures of the shard build by name, empty where unknown.
-        attention: clips with what the model looks at in them.
+        notices: what a reader must know before comparing anything.
+        tables: one for each set of queries.
+        curves, further_curves: of training; the second kind is folded away.
+        galleries: of `query_gallery`, one for each set of queries.
+        attention: of some evaluations, by name, clips with what the model looks at.
+        settings: config values in which the runs differ.
+        configs: the whole config of each run, as text.
+        commands: to repeat all, where `origins` do not say.
     """
 
     title: str
     summary: str
-    split: str
-    rows: Sequence[ReportRow]
+    tables: Sequence[ReportTable]
+    notices: Sequence[str] = ()
     curves: Sequence[Curve] = ()
-    examples: Sequence[QueryExample] = ()
-    examples_rule: str = ""
+    further_curves: Sequence[Curve] = ()
+    galleries: Sequence[Mapping[str, Any]] = ()
+    attention: Mapping[str, Sequence[AttentionExample]] = field(default_factory=dict)
+    settings: SideBySide | None = None
+    configs: Mapping[str, str] = field(default_factory=dict)
+    origins: Sequence[Origin] = ()
+    versions: SideBySide | None = None
     commands: Sequence[str] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    coverage: Mapping[str, Any] = field(default_factory=dict)
-    attention: Sequence[AttentionExample] = ()
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -109,35 +155,29 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def render_report(report: Report) -> str:
-    """The report as HTML; every text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("dgl_scale.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=_number, share=_share, jpeg_url=_jpeg_url)
-    style, _, _ = PackageLoader("dgl_scale.evaluation").get_source(environment, "report.css")
+    """The report as HTML; every text is escaped, and only the page's own style and script may run in it."""
+    loader = PackageLoader("dgl_scale.evaluation")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=_number, share=_share, rank=_rank, jpeg_url=_jpeg_url, signed="{:+.1f}".format, p_value=_p_value)
+    style, script = (loader.get_source(environment, name)[0] for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         report=report,
         style=Markup(style),  # noqa: S704 (our own file)
-        metrics=METRICS,
+        script=Markup(script),  # noqa: S704 (our own file)
+        style_hash=_source_hash(style),
+        script_hash=_source_hash(script),
+        gallery=Markup(embedded_json({"sets": report.galleries, "categories": CATEGORIES})),  # noqa: S704 (escaped there)
         directions=DIRECTION_NAMES,
-        best=_best_values(report.rows),
-        has_pairs=any(row.pair_accuracy for row in report.rows),
-        marks=_interval_marks(report.rows),
         plots=[plot for plot in map(plot_curve, report.curves) if plot.lines],
+        further_plots=[plot for plot in map(plot_curve, report.further_curves) if plot.lines],
+        draw_mark=draw_mark,
     )
 
 
-def report_row(name: str, results: Mapping[str, Any]) -> ReportRow:
-    """The table row of a results.json."""
-    return ReportRow(
-        name=name,
-        trained_parameters=results["trained_parameters"],
-        trained_share=results["trained_share"],
-        text_to_video=results["text_to_video"],
-        video_to_text=results["video_to_text"],
-        pair_accuracy=results.get("pair_accuracy"),
-        note=results["selection"],
-    )
+def embedded_json(value: Any) -> str:
+    """JSON that may stand in an HTML script element: nothing in it ends the element or begins a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def summarise(rows: Sequence[ReportRow], captions: int) -> str:
@@ -156,42 +196,20 @@ def summarise(rows: Sequence[ReportRow], captions: int) -> str:
     return sentence + "."
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """A row's R@1 and its interval in percent of the axis."""
-
-    name: str
-    direction: str
-    value: float
-    low: float
-    high: float
-
-
-def _interval_marks(rows: Sequence[ReportRow]) -> list[tuple[str, list[_Mark]]]:
-    marks = []
-    for row in rows:
-        own = []
-        for direction in DIRECTIONS:
-            values = getattr(row, direction)
-            low, high = values["interval"]["R@1"] if "interval" in values else (values["R@1"], values["R@1"])
-            own.append(_Mark(DIRECTION_NAMES[direction], direction, values["R@1"], low, high))
-        marks.append((row.name, own))
-    return marks
-
-
-def _best_values(rows: Sequence[ReportRow]) -> dict[tuple[str, str], float]:
-    """The best value of each (direction, metric): highest recall, lowest rank."""
-    best = {}
-    for direction in DIRECTIONS:
-        for metric in METRICS:
-            values = [getattr(row, direction)[metric] for row in rows]
-            if len(values) > 1:
-                best[direction, metric] = max(values) if metric.startswith("R@") else min(values)
-    return best
+def _source_hash(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
 
 
 def _number(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}f}"
+
+
+def _rank(value: float) -> str:
+    return f"{value:,.1f}".removesuffix(".0")
+
+
+def _p_value(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _share(share: float) -> str:

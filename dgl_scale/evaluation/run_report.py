@@ -1,175 +1,189 @@
 """A report from run folders: their evaluations, their metrics.jsonl and the shards they were evaluated on."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgl_scale.data.index import SplitIndex, load_split
-from dgl_scale.data.reader import SampleReader
 from dgl_scale.errors import DataError
-from dgl_scale.evaluation.attention_picture import read_examples
-from dgl_scale.evaluation.charts import Curve, Series
-from dgl_scale.evaluation.film_strip import film_strip
-from dgl_scale.evaluation.report import Candidate, QueryExample, Report, report_row, summarise, write_report
-from dgl_scale.evaluation.results import FROZEN, RESULTS, read_ranks, read_results
-from dgl_scale.files import read_json
-from dgl_scale.storage.clients import StorageError
-from dgl_scale.storage.urls import is_url
-from dgl_scale.telemetry import read_metrics
+from dgl_scale.evaluation.attention_picture import AttentionExample, read_examples
+from dgl_scale.evaluation.metrics import Difference
+from dgl_scale.evaluation.query_gallery import MAX_QUERIES, MAX_STRIP_BYTES, query_gallery
+from dgl_scale.evaluation.query_set import Evaluated, QuerySet, group_by_queries
+from dgl_scale.evaluation.report import Origin, Report, ReportRow, ReportTable, SideBySide, summarise
+from dgl_scale.evaluation.results import FROZEN, RESULTS, read_results
+from dgl_scale.evaluation.run_settings import compare_settings, read_configs
+from dgl_scale.evaluation.split_record import read_coverage, read_leakage
+from dgl_scale.evaluation.training_curves import further_curves, training_curves
 
-NUM_EXAMPLES = 12
-_CLIPS_PER_EXAMPLE = 5
-_NAMES = {None: "Frozen CLIP", "linear": "DGL-Linear", "transformer": "DGL-Transformer"}
-_COVERAGE = ("annotated", "found", "missing", "failed", "extra")
+_NAMES = {"linear": "DGL-Linear", "transformer": "DGL-Transformer"}
+_MAX_ATTENTION = 3
 
 
-def report_run(run_folder: Path, output: Path) -> None:
-    """Write the report of one run: its evaluations, the frozen baseline first where it was evaluated.
-
-    Raises:
-        DataError: the folder holds no evaluation, or a damaged one.
-    """
-    folders = evaluation_folders(run_folder)
-    evaluations = [read_results(folder) for folder in folders]
-    # The newest evaluation of trained prompts has its queries shown; of a baseline only where there is no other.
-    shown = max(range(len(folders)), key=lambda i: (evaluations[i]["trained_parameters"] > 0, (folders[i] / RESULTS).stat().st_mtime))
-    rows = [report_row(_row_name(results, run_folder.name), results) for results in evaluations]
-    results = evaluations[shown]
-    examples, rule = _shown_examples(folders[shown], results, rows[shown].name)
-    write_report(
-        output,
-        Report(
-            title=f"Text-video retrieval: {run_folder.name}",
-            summary=summarise(rows, results["queries"]),
-            split=f"{results['queries']:,} captions of {results['videos']:,} videos, split {results['split']}",
-            rows=rows,
-            curves=run_curves({run_folder.name: run_folder}),
-            examples=examples,
-            examples_rule=rule,
-            attention=read_examples(folders[shown]),
-            commands=[shlex.join(["python", *evaluation["command"]]) for evaluation in evaluations],
-            versions=results["versions"],
-            coverage=build_coverage(results["split_folder"]),
-        ),
-    )
-
-
-def evaluation_folders(run_folder: Path) -> list[Path]:
-    """The evaluations of a run, the frozen baseline first, then by name (for steps, their order).
+def evaluation_folders(place: Path) -> list[Path]:
+    """The evaluations of a run folder, the frozen baseline first, then by name (for steps, their order); an evaluation folder itself.
 
     Raises:
         DataError: there are none.
     """
-    folders = sorted(path.parent for path in (run_folder / "evaluation").glob(f"[!.]*/{RESULTS}"))
+    if (place / RESULTS).is_file():
+        return [place]
+    if not place.is_dir():
+        raise DataError(f"no run folder {place}; give the folder that train.py or evaluate.py wrote")
+    folders = sorted(path.parent for path in (place / "evaluation").glob(f"[!.]*/{RESULTS}"))
     if not folders:
-        raise DataError(f"{run_folder} holds no evaluation; run dgl-scale evaluate --checkpoint {run_folder} first")
+        raise DataError(f"{place} holds no evaluation; run dgl-scale evaluate --checkpoint {place} first")
     return sorted(folders, key=lambda folder: not folder.name.startswith(FROZEN))
 
 
-def run_curves(runs: Mapping[str, Path]) -> list[Curve]:
-    """Loss and R@1 over the steps of some runs, by the name of each."""
-    records = {name: read_metrics(folder) for name, folder in runs.items()}
-    recalls = {
-        "validation/text_to_video/R@1": "text to video",
-        "validation/video_to_text/R@1": "video to text",
-        "in_batch_R@1": "within a training batch",
-    }
-    many = len(runs) > 1
-    loss = [Series(name, _points(rows, "loss")) for name, rows in records.items()]
-    # Of several runs only one line each, or nobody could tell them apart.
-    shown = list(recalls)[:1] if many else list(recalls)
-    recall = [Series(name if many else recalls[key], _points(rows, key)) for name, rows in records.items() for key in shown]
-    title = "R@1 on the validation split, text to video" if many else "R@1 on the validation split and within training batches"
-    return [Curve("Loss on the training split", "step", "loss", loss), Curve(title, "step", "percent", recall, from_zero=True)]
-
-
-def query_examples(rows: Sequence[Mapping[str, Any]], index: SplitIndex, count: int = NUM_EXAMPLES) -> list[QueryExample]:
-    """The examples that `examples_rule` states, with film strips of their clips from the shards.
-
-    Args:
-        rows: text-to-video rows of a ranks.parquet, in its order.
+def load_evaluations(places: Sequence[Path]) -> list[Evaluated]:
+    """All evaluations of these run and evaluation folders, each under a name of its own; of equal frozen baselines the first alone.
 
     Raises:
-        DataError: the shards lack a clip, or hold a damaged one.
+        DataError: a folder holds no evaluation, or a damaged one.
     """
-    clips = _Clips(index)
-    examples = []
-    for row in spread_over_ranks(rows, count):
-        pairs = list(zip(row["top_keys"], row["top_scores"], strict=True))[:_CLIPS_PER_EXAMPLE]
-        candidates = [clips.candidate(key, score, is_right=key == row["key"]) for key, score in pairs]
-        is_found = any(candidate.is_right for candidate in candidates)
-        right = None if is_found else clips.candidate(row["key"], row["score"], is_right=True)
-        examples.append(QueryExample(row["caption"], row["rank"], candidates, right))
-    return examples
+    folders = dict.fromkeys(folder.resolve() for place in places for folder in evaluation_folders(place))
+    evaluations: list[Evaluated] = []
+    seen: Counter[str] = Counter()
+    for folder in folders:
+        run_folder = folder.parent.parent if folder.parent.name == "evaluation" else folder
+        one = Evaluated(_row_name(read_results(folder), run_folder.name), folder, run_folder, read_results(folder))
+        if one.trains_nothing and any(_is_same_baseline(one, other) for other in evaluations):
+            continue
+        seen[one.name] += 1
+        number = seen[one.name]
+        evaluations.append(one if number == 1 else Evaluated(f"{one.name}, {run_folder.name} #{number}", folder, run_folder, one.results))
+    return evaluations
 
 
-def spread_over_ranks(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """`count` rows at even distances in the order of their ranks, the best and the worst among them."""
-    ordered = sorted(rows, key=lambda row: float(row["rank"]))
-    count = min(count, len(ordered))
-    return [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]
+def build_report(
+    evaluations: Sequence[Evaluated],
+    *,
+    title: str,
+    baseline: Path | None = None,
+    max_queries: int = MAX_QUERIES,
+    summary: str | None = None,
+    commands: Sequence[str] = (),
+) -> Report:
+    """The report of some evaluations; those of different queries are kept apart.
 
+    Args:
+        baseline: as in `group_by_queries`.
+        max_queries: of each set of queries.
+        summary: None: `summarise` of the first set.
+        commands: to repeat all; empty: those of each evaluation.
 
-def examples_rule(model: str, queries: int) -> str:
-    """How the queries were chosen, in words."""
-    return (
-        f"Captions and the five clips that {model} scores highest. Chosen by rule, not by hand: of all {queries:,} captions in "
-        f"the order of their rank, {min(NUM_EXAMPLES, queries)} at even distances, from the best to the worst."
+    Raises:
+        DataError: an evaluation is damaged.
+    """
+    sets = group_by_queries(evaluations, baseline)
+    tables = [_table(queries) for queries in sets]
+    runs = {one.run_folder.name: one.run_folder for one in evaluations}
+    trained = {name: folder for name, folder in runs.items() if (folder / "metrics.jsonl").is_file()}
+    configs = read_configs(runs)
+    return Report(
+        title=title,
+        summary=summary or summarise(tables[0].rows, sets[0].evaluations[0].results["queries"]),
+        tables=tables,
+        notices=_notices(sets),
+        curves=training_curves(trained) if trained else (),
+        further_curves=further_curves(trained),
+        galleries=[query_gallery(queries, max_queries=max_queries, max_bytes=MAX_STRIP_BYTES // len(sets)) for queries in sets],
+        attention=_attention(sets),
+        settings=compare_settings(configs),
+        configs=configs,
+        origins=[_origin(one, with_commands=not commands) for one in evaluations],
+        versions=_versions(evaluations),
+        commands=commands,
     )
 
 
-def build_coverage(split_folder: str) -> dict[str, str]:
-    """What the shard build that made a split says of its videos; empty where there is no record of it on this machine."""
-    path = Path(split_folder).parent / "build.json"
-    if is_url(split_folder) or not path.is_file():
-        return {}
-    record = read_json(path)
-    counts = record.get("coverage", {})
-    words = ", ".join(f"{counts[name]:,} {name}" for name in _COVERAGE if name in counts)
-    return {"videos of the shard build": words} if words else {}
-
-
-class _Clips:
-    """Clips of a split by key, each read once."""
-
-    def __init__(self, index: SplitIndex) -> None:
-        self._folder = index.folder
-        self._position = {str(key): i for i, key in enumerate(index.keys)}
-        self._reader = SampleReader(index)
-        self._known: dict[str, tuple[bytes, str]] = {}
-
-    def candidate(self, key: str, score: float, *, is_right: bool) -> Candidate:
-        if key not in self._position:
-            raise DataError(f"{self._folder} has no sample {key}; the shards are not those that were evaluated, evaluate again")
-        if key not in self._known:
-            sample = self._reader.read(self._position[key])
-            self._known[key] = film_strip(sample.frames), sample.metadata.captions[0]
-        strip, caption = self._known[key]
-        return Candidate(key, strip, score, caption, is_right)
-
-
-def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(record["step"], record[key]) for record in records if key in record]
+def report_row(name: str, results: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> ReportRow:
+    """The table row of a results.json."""
+    return ReportRow(
+        name=name,
+        trained_parameters=results["trained_parameters"],
+        trained_share=results["trained_share"],
+        text_to_video=results["text_to_video"],
+        video_to_text=results["video_to_text"],
+        against=against,
+        pair_accuracy=results.get("pair_accuracy"),
+        rerank=results.get("rerank", {}),
+        pessimistic=results.get("pessimistic"),
+    )
 
 
 def _row_name(results: Mapping[str, Any], run_name: str) -> str:
-    name = _NAMES[results["model"]["latent_space"]]
-    step = "" if results["step"] is None else f", step {results['step']}"
+    prompts = results["model"]["latent_space"]
     split = "" if results["split"] == "test" else f" ({results['split']})"
-    return f"{name}{split}" if results["trained_parameters"] == 0 else f"{name} ({run_name}{step}){split}"
+    if results["trained_parameters"] == 0:
+        return f"Frozen CLIP{split}"
+    if prompts is None:
+        return f"{run_name}{split}"
+    step = "" if results["step"] is None else f", step {results['step']}"
+    return f"{_NAMES.get(prompts, prompts)} ({run_name}{step}){split}"
 
 
-def _shown_examples(folder: Path, results: Mapping[str, Any], model: str) -> tuple[Sequence[QueryExample], str]:
-    """Examples and their rule; where the shards are no longer those that were evaluated, none, and why."""
-    split_folder = results["split_folder"]
-    if not is_url(split_folder) and not Path(split_folder).is_dir():
-        return (), f"No clips are shown: the shards are no longer at {split_folder}."
-    try:
-        # Few samples are shown, so no shard need be fetched for them.
-        index = load_split(split_folder, cache=None)
-    except StorageError as error:
-        return (), f"No clips are shown: {error}."
-    if index.digest != results["shards"]:
-        return (), f"No clips are shown: the shards at {split_folder} have changed since the evaluation."
-    return query_examples(read_ranks(folder, "text_to_video"), index), examples_rule(model, results["queries"])
+def _is_same_baseline(one: Evaluated, other: Evaluated) -> bool:
+    same = ("text_to_video", "video_to_text", "shards", "model", "trained_parameters")
+    return all(one.results.get(key) == other.results.get(key) for key in same)
+
+
+def _table(queries: QuerySet) -> ReportTable:
+    results = queries.evaluations[queries.shown].results
+    rows = [report_row(one.name, one.results, queries.against_baseline(number)) for number, one in enumerate(queries.evaluations)]
+    baseline = None if queries.baseline is None else queries.evaluations[queries.baseline].name
+    return ReportTable(queries.label, rows, baseline, read_coverage(results), read_leakage(results))
+
+
+def _notices(sets: Sequence[QuerySet]) -> list[str]:
+    notices = []
+    if len(sets) > 1:
+        what = "; ".join(f"{', '.join(one.name for one in queries.evaluations)}: {queries.label}" for queries in sets)
+        notices.append(
+            f"These evaluations answer {len(sets)} different sets of queries. Each set has tables of its own, and figures of one must "
+            f"not be compared with those of another. {what}."
+        )
+    for queries in sets:
+        digests: dict[str, list[str]] = {}
+        for one in queries.evaluations:
+            digests.setdefault(one.results["shards"][:12], []).append(one.name)
+        if len(digests) > 1:
+            which = "; ".join(f"{', '.join(names)}: shards {digest}" for digest, names in digests.items())
+            notices.append(f"The same queries were answered from different shards, whose frames may differ. {which}.")
+    return notices
+
+
+def _attention(sets: Sequence[QuerySet]) -> dict[str, list[AttentionExample]]:
+    shown = [queries.evaluations[queries.shown] for queries in sets]
+    others = [one for queries in sets for one in queries.evaluations if one not in shown]
+    examples = {one.name: read_examples(one.folder) for one in (*shown, *others)}
+    return dict([(name, found) for name, found in examples.items() if found][:_MAX_ATTENTION])
+
+
+def _origin(one: Evaluated, *, with_commands: bool) -> Origin:
+    results = one.results
+    facts = {
+        "checkpoint": str(results["checkpoint"]),
+        "chosen": str(results["selection"]),
+        "model": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["model"].items() if value is not None),
+        "shards": f"{results['split_folder']}, digest {results['shards']}",
+        "took": f"{results['seconds']:.0f} s",
+    }
+    commands = []
+    config = one.run_folder / "config.yaml"
+    if not one.trains_nothing and config.is_file():
+        commands.append(["deepspeed", "dgl_scale/train.py", "--config", str(config), f"name={one.run_folder.name}-again"])
+    script = results["command"][0].endswith(".py")
+    commands.append(["python", *results["command"]] if script else results["command"])
+    return Origin(one.name, facts, [shlex.join(command) for command in commands] if with_commands else ())
+
+
+def _versions(evaluations: Sequence[Evaluated]) -> SideBySide:
+    """A column for each evaluation; a single one where all have the same versions."""
+    names = dict.fromkeys(package for one in evaluations for package in one.results["versions"])
+    columns = {one.name: [str(one.results["versions"].get(package, "not recorded")) for package in names] for one in evaluations}
+    if len(set(map(tuple, columns.values()))) == 1:
+        columns = {"version": next(iter(columns.values()))}
+    return SideBySide(list(columns), [(package, values) for package, *values in zip(names, *columns.values(), strict=True)])

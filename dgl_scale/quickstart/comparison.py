@@ -10,13 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dgl_scale.data.index import load_split
-from dgl_scale.evaluation.attention_picture import read_examples
 from dgl_scale.evaluation.metrics import Difference, paired_bootstrap
-from dgl_scale.evaluation.report import Report, report_row, summarise, write_report
+from dgl_scale.evaluation.query_set import Evaluated
+from dgl_scale.evaluation.report import summarise, write_report
 from dgl_scale.evaluation.results import read_ranks, read_results
 from dgl_scale.evaluation.retrieval import DIRECTIONS
-from dgl_scale.evaluation.run_report import build_coverage, evaluation_folders, examples_rule, query_examples, run_curves
+from dgl_scale.evaluation.run_report import build_report, evaluation_folders, report_row
 
 _BOOTSTRAP_SAMPLES = 10_000
 _LOG_WIDTH = 132
@@ -77,31 +76,15 @@ def print_comparison(rows: list[ComparisonRow]) -> None:
 
 
 def write_comparison(path: Path, rows: list[ComparisonRow], runs: Mapping[str, Path], commands: list[str]) -> None:
-    """The HTML report of all models, with the queries of the last run (the first of `runs`).
+    """The HTML report of all models; its summary is of the first of `runs`.
 
     Raises:
         DglError: the file cannot be written.
     """
     shown = next(row for row in rows if row.folder.is_relative_to(next(iter(runs.values()))))
-    results = shown.results
-    table = [report_row(row.name, {**row.results, "selection": f"{row.results['selection']}{_note(row)}"}) for row in rows]
-    index = load_split(results["split_folder"])
-    write_report(
-        path,
-        Report(
-            title="DGL quickstart: text-video retrieval on held-out clips",
-            summary=_summary(rows, shown),
-            split=f"{results['queries']:,} captions of {results['videos']:,} held-out clips",
-            rows=table,
-            curves=run_curves(runs),
-            examples=query_examples(read_ranks(shown.folder, "text_to_video"), index),
-            examples_rule=examples_rule(shown.name, results["queries"]),
-            attention=read_examples(shown.folder),
-            commands=commands,
-            versions=results["versions"],
-            coverage=build_coverage(results["split_folder"]),
-        ),
-    )
+    evaluations = [Evaluated(row.name, row.folder, row.folder.parent.parent, row.results) for row in rows]
+    title = "DGL quickstart: text-video retrieval on held-out clips"
+    write_report(path, build_report(evaluations, title=title, summary=_summary(rows, shown), commands=commands))
 
 
 def _summary(rows: list[ComparisonRow], shown: ComparisonRow) -> str:
@@ -135,13 +118,6 @@ def _gain(row: ComparisonRow, direction: str) -> str:
         return _bounds(row.results[direction]["interval"]["R@1"])
     gain = row.against_frozen[direction]
     return f"{gain.difference:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
-
-
-def _note(row: ComparisonRow) -> str:
-    if row.against_frozen is None:
-        return ""
-    gains = (f"{direction.replace('_', ' ')} {_gain(row, direction)}" for direction in DIRECTIONS)
-    return f". R@1 against the frozen CLIP, paired, 95% interval: {', '.join(gains)}"
 
 
 def _bounds(bounds: list[float]) -> str:

@@ -34,6 +34,7 @@ def test_lines_stay_inside_the_view_box() -> None:
     points = [(float(x), math.sin(x / 50) * 1e4) for x in range(1000)]
     plot = plot_curve(Curve("loss", "step", "loss", [Series("a", points), Series("none", [])]))
     assert [line.name for line in plot.lines] == ["a"]
+    assert plot.lines[0].marks.count("M") == 12
     placed = [tuple(map(float, pair.split(","))) for pair in plot.lines[0].points.split()]
     assert len(placed) == 300
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in placed)
@@ -46,8 +47,18 @@ def test_a_curve_without_points_has_no_lines() -> None:
 
 def test_thinning_keeps_both_ends() -> None:
     points = [(float(i), 0.0) for i in range(1001)]
-    assert thin_out(points)[0] == points[0]
-    assert thin_out(points)[-1] == points[-1]
+    thinned = thin_out(points, 300)
+    assert (len(thinned), thinned[0], thinned[-1]) == (300, points[0], points[-1])
+    assert thin_out(points[:5], 5) == points[:5]
+
+
+def test_lines_differ_in_the_shape_of_their_marks_too() -> None:
+    plot = plot_curve(Curve("loss", "step", "loss", [Series(str(i), [(0.0, float(i)), (1.0, 9.0)]) for i in range(12)]))
+    shapes = [line.marks.split("M")[1].partition("m")[2] for line in plot.lines]
+    assert len(set(shapes[:6])) == 6
+    assert len({(shape, line.is_hollow) for shape, line in zip(shapes, plot.lines, strict=True)}) == 12
+    kinds = plot_curve(Curve("R@1", "step", "percent", [Series("a", [(0.0, 1.0)], 4), Series("b", [(0.0, 2.0)], 4, is_dashed=True)])).lines
+    assert [(line.style, line.is_dashed) for line in kinds] == [(4, False), (4, True)]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.5, "0.5"), (12345.6, "12,346"), (0.000123, "0.000123"), (55.21, "55.2")])

@@ -1,52 +1,30 @@
-"""Which queries a report shows, which curves, and what it says when the shards are gone."""
+"""A report of real evaluation folders: which are found, how they are named, what is said of them, and what is refused."""
 
-import json
+import os
 from pathlib import Path
 
 import pytest
 
-from dgl_scale.data.index import load_split
 from dgl_scale.errors import DataError
-from dgl_scale.evaluation.run_report import build_coverage, evaluation_folders, query_examples, run_curves, spread_over_ranks
+from dgl_scale.evaluation.report import Report, render_report
+from dgl_scale.evaluation.report_command import main
+from dgl_scale.evaluation.results import read_results
+from dgl_scale.evaluation.run_report import build_report, evaluation_folders, load_evaluations
+from tests.evaluation.conftest import make_sample, write_split
+from tests.evaluation.evaluated_runs import write_run
 
 
-@pytest.mark.parametrize(("count", "expected"), [(3, [1.0, 2.5, 40.0]), (1, [1.0]), (99, [1.0, 1.0, 2.5, 7.0, 40.0])])
-def test_examples_are_spread_over_ranks_with_best_and_worst(count: int, expected: list[float]) -> None:
-    rows = [{"rank": rank} for rank in (7.0, 1.0, 40.0, 1.0, 2.5)]
-    assert [row["rank"] for row in spread_over_ranks(rows, count)] == expected
+@pytest.fixture
+def runs(tmp_path: Path, tiny_split: Path) -> Path:
+    write_run(tmp_path / "runs" / "a", tiny_split, noise=3.0, latent_space=None)
+    write_run(tmp_path / "runs" / "a", tiny_split, noise=0.3)
+    write_run(tmp_path / "runs" / "b", tiny_split, noise=3.0, latent_space=None)
+    write_run(tmp_path / "runs" / "b", tiny_split, noise=1.0, latent_space="transformer", versions={"python": "3.12.1", "torch": "2.13.0"})
+    return tmp_path / "runs"
 
 
-def test_examples_show_the_right_clip_even_when_it_was_missed(tiny_split: Path) -> None:
-    keys = [f"clip_{i:02d}" for i in range(7)]
-    row = {"key": "clip_09", "caption": "a caption", "rank": 9.5, "score": 1.5, "top_keys": keys, "top_scores": [9.0 - i for i in range(7)]}
-    (missed,) = query_examples([row], load_split(tiny_split))
-    assert [candidate.key for candidate in missed.candidates] == keys[:5]
-    assert missed.right is not None
-    assert (missed.right.key, missed.right.score, missed.right.is_right) == ("clip_09", 1.5, True)
-    (found,) = query_examples([{**row, "key": "clip_03", "rank": 4.0}], load_split(tiny_split))
-    assert [candidate.is_right for candidate in found.candidates] == [False, False, False, True, False]
-    assert found.right is None
-    with pytest.raises(DataError, match="no sample gone"):
-        query_examples([{**row, "key": "gone"}], load_split(tiny_split))
-
-
-def test_curves_of_runs(tmp_path: Path) -> None:
-    records = [
-        {"step": 10, "time": 0.0, "loss": 3.0, "in_batch_R@1": 5.0},
-        {"step": 20, "time": 1.0, "loss": 2.0, "in_batch_R@1": 9.0},
-        {"step": 20, "time": 1.0, "validation/text_to_video/R@1": 30.0, "validation/video_to_text/R@1": 28.0},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    loss, recall = run_curves({"a": tmp_path})
-    assert loss.series[0].points == [(10, 3.0), (20, 2.0)]
-    assert [(series.name, series.points[-1]) for series in recall.series] == [
-        ("text to video", (20, 30.0)),
-        ("video to text", (20, 28.0)),
-        ("within a training batch", (20, 9.0)),
-    ]
-    loss, recall = run_curves({"a": tmp_path, "b": tmp_path / "none"})
-    assert [series.name for series in loss.series] == ["a", "b"]
-    assert [list(series.points) for series in recall.series] == [[(20, 30.0)], []]
+def report_of(*places: Path) -> Report:
+    return build_report(load_evaluations(places), title="title")
 
 
 def test_evaluations_are_listed_with_the_baseline_first(tmp_path: Path) -> None:
@@ -54,12 +32,110 @@ def test_evaluations_are_listed_with_the_baseline_first(tmp_path: Path) -> None:
         folder = tmp_path / "evaluation" / name
         folder.mkdir(parents=True)
         (folder / "results.json").write_text("{}")
-    assert [folder.name for folder in evaluation_folders(tmp_path)] == ["frozen-test", "step-00000010-test", "step-00000020-test"]
+    found = evaluation_folders(tmp_path)
+    assert [folder.name for folder in found] == ["frozen-test", "step-00000010-test", "step-00000020-test"]
+    assert evaluation_folders(found[1]) == [found[1]]
 
 
-def test_coverage_of_the_build(tmp_path: Path) -> None:
-    assert build_coverage(tmp_path / "test") == {}
-    (tmp_path / "build.json").write_text(
-        json.dumps({"coverage": {"annotated": 1600, "found": 1599, "missing": 1, "failed": 0, "extra": 0}})
-    )
-    assert build_coverage(tmp_path / "test") == {"videos of the shard build": "1,600 annotated, 1,599 found, 1 missing, 0 failed, 0 extra"}
+def test_each_evaluation_has_a_name_and_equal_baselines_stand_once(runs: Path, tiny_split: Path) -> None:
+    names = [one.name for one in load_evaluations([runs / "a", runs / "b", runs / "a" / "evaluation" / "step-00000020-test"])]
+    assert names == ["Frozen CLIP", "DGL-Linear (a, step 20)", "DGL-Transformer (b, step 20)"]
+    write_run(runs / "other", tiny_split, noise=2.0, latent_space=None, seed=1)
+    write_run(runs / "head", tiny_split, noise=2.0, latent_space=None, trained_parameters=10)
+    names = [one.name for one in load_evaluations([runs / "a", runs / "other", runs / "head"])]
+    assert names == ["Frozen CLIP", "DGL-Linear (a, step 20)", "Frozen CLIP, other #2", "head"]
+
+
+def test_several_runs_side_by_side(runs: Path) -> None:
+    report = report_of(runs / "a", runs / "b")
+    (table,) = report.tables
+    assert [row.name for row in table.rows] == ["Frozen CLIP", "DGL-Linear (a, step 20)", "DGL-Transformer (b, step 20)"]
+    assert (table.baseline, report.notices) == ("Frozen CLIP", [])
+    assert [row.against is None for row in table.rows] == [True, False, False]
+    assert [series.name for series in report.curves[0].series] == ["a", "b"]
+    assert report.settings is not None
+    assert (report.settings.names, report.settings.rows) == (["a", "b"], [("model.latent_space", ["linear", "transformer"])])
+    assert report.versions is not None
+    assert report.versions.rows[0] == ("python", ["3.11.7", "3.11.7", "3.12.1"])
+    assert report.origins[1].commands == [
+        f"deepspeed dgl_scale/train.py --config {runs}/a/config.yaml name=a-again",
+        """python dgl_scale/evaluate.py --config c.yaml 'name=it'"'"'s 0'""",
+    ]
+    assert report.origins[0].commands == report.origins[1].commands[1:]
+    assert report_of(runs / "a").versions is not None
+    assert "Frozen CLIP" in render_report(report)
+
+
+def test_other_queries_have_tables_of_their_own_and_the_page_says_so(runs: Path, tmp_path: Path) -> None:
+    write_run(runs / "fewer", write_split(tmp_path / "fewer" / "test", [make_sample(i) for i in range(10)]), noise=1.0)
+    report = report_of(runs / "a", runs / "fewer")
+    assert [[row.name for row in table.rows] for table in report.tables] == [
+        ["Frozen CLIP", "DGL-Linear (a, step 20)"],
+        ["DGL-Linear (fewer, step 20)"],
+    ]
+    assert report.tables[1].baseline is None
+    assert [gallery["name"] for gallery in report.galleries] == [
+        "21 captions of 11 videos, split test",
+        "19 captions of 10 videos, split test",
+    ]
+    (notice,) = report.notices
+    assert "2 different sets of queries" in notice
+    assert "DGL-Linear (fewer, step 20): 19 captions of 10 videos, split test" in notice
+    assert notice.replace("'", "&#39;") in render_report(report)
+
+
+def test_equal_queries_from_other_shards_are_compared_and_the_page_says_so(runs: Path, tmp_path: Path) -> None:
+    write_run(runs / "rebuilt", write_split(tmp_path / "again" / "test", [make_sample(i) for i in reversed(range(11))]), noise=1.0)
+    report = report_of(runs / "a", runs / "rebuilt")
+    assert len(report.tables) == 1
+    (notice,) = report.notices
+    assert notice.startswith("The same queries were answered from different shards, whose frames may differ. Frozen CLIP, DGL-Linear (a")
+
+
+def test_the_command_writes_all_it_names(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / name for name in ("r.html", "t.csv", "t.tex")]
+    options = [word for option, file in zip(("--output", "--csv", "--latex"), files, strict=True) for word in (option, str(file))]
+    assert main([str(runs / "a"), str(runs / "b"), "--baseline", str(runs / "b"), "--queries", "3", *options]) == 0
+    assert capsys.readouterr().out == "".join(f"{kind}: {file}\n" for kind, file in zip(("report", "csv", "latex"), files, strict=True))
+    html = files[0].read_text()
+    assert "Text-video retrieval: a, b" in html
+    assert "3 of 21 captions are here" in html
+    assert "Baseline: DGL-Transformer (b, step 20)" in html
+    assert len(files[1].read_text().splitlines()) == 7
+    assert "DGL-Linear (a, step 20) & 35,584" in files[2].read_text()
+    assert main([str(runs / "a")]) == 0
+    assert (runs / "a" / "report.html").is_file()
+
+
+def test_what_cannot_be_reported_is_one_clear_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    damaged = write_run(tmp_path / "damaged", Path(read_results(runs / "a" / "evaluation" / "frozen-test")["split_folder"]), noise=1.0)
+    (damaged / "ranks.parquet").write_bytes(b"PAR1 no parquet")
+    cases = [
+        ([str(tmp_path / "none")], 1, "no run folder"),
+        ([str(tmp_path / "empty")], 1, "holds no evaluation; run dgl-scale evaluate"),
+        ([str(runs / "a"), str(tmp_path / "empty")], 1, "holds no evaluation"),
+        ([str(runs / "a"), "--baseline", str(runs / "b")], 2, "is none of the runs"),
+        ([str(runs / "a"), "--output", str(tmp_path / "file" / "r.html")], 1, "cannot write"),
+        ([str(runs / "a"), "--csv", str(tmp_path / "file" / "t.csv")], 1, "cannot write"),
+        ([str(tmp_path / "damaged")], 1, "ranks.parquet"),
+    ]
+    for arguments, code, message in cases:
+        assert main(arguments) == code, arguments
+        error = capsys.readouterr().err
+        assert message in error, error
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+    for arguments in ([], [str(runs / "a"), "--queries", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+
+
+def test_damaged_attention_is_an_error(runs: Path) -> None:
+    folder = runs / "a" / "evaluation" / "step-00000020-test" / "attention"
+    os.mkdir(folder)
+    (folder / "examples.json").write_text('[{"frames": 1}]')
+    with pytest.raises(DataError, match="is damaged"):
+        report_of(runs / "a")
