@@ -64,6 +64,10 @@ class DataConfig(Section):
     """In training: one random frame of each of T segments, or the evaluation's frames."""
     num_workers: NonNegativeInt = 2
     """Reading processes per rank."""
+    prefetch: PositiveInt = 2
+    """Micro-batches that each reading process decodes ahead."""
+    stall_timeout_s: PositiveFloat = 300.0
+    """Seconds in which neither a batch comes nor a byte arrives, after which a run that waits for data ends and names the source."""
     last_batch: Literal["drop", "wrap"] = "drop"
     """An epoch's last partial batch: dropped, or filled from the epoch's beginning."""
     max_corrupt_fraction: Fraction = 0.01

@@ -6,26 +6,27 @@ are small and start without open_clip and pyarrow.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from dgl_scale.batch import VideoTextBatch
 from dgl_scale.config import CacheConfig
+from dgl_scale.data.activity import Activity
+from dgl_scale.data.feed import Decoded, Feed
 from dgl_scale.data.frames import choose_frames, decode_frames
 from dgl_scale.data.index import SplitIndex
 from dgl_scale.data.location import Location, RemoteShard
 from dgl_scale.data.order import EpochOrder, LastBatch, rank_places, replacements
 from dgl_scale.data.reader import ShardFiles
 from dgl_scale.data.tokenizer import Tokenizer
-from dgl_scale.data.workers import prepare_worker, start_workers
-from dgl_scale.errors import ConfigError, DataError
+from dgl_scale.errors import ConfigError, DataError, DglError
 
 _log = logging.getLogger(__name__)
 
@@ -42,28 +43,6 @@ class _Clip:
     location: Location
     caption: int | None
     frame_seed: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """What a worker makes of a list of clips.
-
-    Errors travel as values: DataLoader would wrap an exception's one line in a worker's traceback.
-
-    Attributes:
-        frames: uint8 `[B, T, 3, H, W]`.
-        keys: of the `B` clips.
-        captions: of each clip; empty where it cannot be read.
-        errors: row to reason, for the clips that cannot be read; their frames are undefined.
-    """
-
-    frames: Tensor
-    keys: list[str]
-    captions: list[list[str]]
-    errors: dict[int, str]
-
-    def pin_memory(self) -> "_Decoded":
-        return replace(self, frames=self.frames.pin_memory())
 
 
 class TrainLoader:
@@ -94,6 +73,8 @@ class TrainLoader:
         train_frames: Literal["random", "uniform"],
         last_batch: LastBatch,
         max_corrupt_fraction: float,
+        prefetch: int = 2,
+        stall_timeout_s: float = 300.0,
     ):
         """Check the sizes; workers start with the first step and live as long as the loader.
 
@@ -110,9 +91,11 @@ class TrainLoader:
         self._places = rank_places(global_batch_size, rank, world_size, micro_batch_size)
         self._random_frames = train_frames == "random"
         self._max_corrupt_fraction = max_corrupt_fraction
-        self._decoder = _Decoder(image_size, num_frames, index.cache)
-        self._requests = _Requests()
-        self._batches = _data_loader(self._decoder, self._requests, num_workers, persistent=True)
+        activity = Activity(num_workers)
+        self._decoder = _Decoder(image_size, num_frames, index.cache, activity)
+        self._feed = Feed[list[_Clip]](
+            self._decoder, activity, num_workers=num_workers, prefetch=prefetch, stall_timeout_s=stall_timeout_s, keep_workers=True
+        )
 
     def steps(self, start_step: int, stop_step: int) -> Iterator[list[VideoTextBatch]]:
         """This rank's micro-batches of each step in `[start_step, stop_step)`.
@@ -120,11 +103,12 @@ class TrainLoader:
         A loader serves one such iterator at a time; a new one ends the one before.
 
         Raises:
-            DataError: more than `max_corrupt_fraction` of the samples cannot be read.
+            DataError: more than `max_corrupt_fraction` of the samples cannot be read, or the source of a remote split
+                fails or stalls.
+            DglError: a worker died.
         """
         steps = range(start_step, stop_step)
-        self._requests.upcoming = (self._request(step, places) for step in steps for places in self._places)
-        batches = start_workers(self._batches)
+        batches = self._feed.batches(self._request(step, places) for step in steps for places in self._places)
         for step in steps:
             yield [self._finish(step, places, next(batches)) for places in self._places]
 
@@ -137,20 +121,20 @@ class TrainLoader:
         frame_seed = (self._order.seed, epoch, video, caption) if self._random_frames else None
         return _Clip(self._index.locate(video), caption, frame_seed)
 
-    def _finish(self, step: int, places: slice, decoded: _Decoded) -> VideoTextBatch:
+    def _finish(self, step: int, places: slice, decoded: Decoded) -> VideoTextBatch:
         keys, captions = list(decoded.keys), list(decoded.captions)
         for row, error in decoded.errors.items():
             self._note_corrupt(keys[row], error)
             keys[row], captions[row] = self._replace(step, places.start + row, decoded.frames[row].numpy())
         tokens = self._tokenizer([caption for (caption,) in captions])
-        return _to_batch(decoded.frames, tokens, torch.arange(len(keys)), keys)
+        return decoded.to_batch(tokens, torch.arange(len(keys)), keys)
 
     def _replace(self, step: int, place: int, out: npt.NDArray[np.uint8]) -> tuple[str, list[str]]:
         epoch, batch = divmod(step, self.steps_per_epoch)
         for video, caption in replacements(self._order.batches(epoch), batch, place):
             clip = self._clip(epoch, video, caption)
             try:
-                return clip.location.key, self._decoder.decode(clip, out)
+                return clip.location.key, self._feed.call(partial(self._decoder.decode, clip, out))
             except DataError as error:
                 self._note_corrupt(clip.location.key, str(error))
         raise DataError(f"step {step}: no readable sample of {self._index.folder} is left to replace an unreadable one")
@@ -179,45 +163,63 @@ def _check_cache(index: SplitIndex) -> None:
 
 
 def evaluation_batches(
-    index: SplitIndex, tokenizer: Tokenizer, image_size: int, num_frames: int, *, start: int, stop: int, batch_size: int, num_workers: int
+    index: SplitIndex,
+    tokenizer: Tokenizer,
+    image_size: int,
+    num_frames: int,
+    *,
+    start: int,
+    stop: int,
+    batch_size: int,
+    num_workers: int,
+    stall_timeout_s: float = 300.0,
 ) -> Iterator[VideoTextBatch]:
     """Videos `[start, stop)` of the index, each once and in order, with all their captions and uniform frames.
 
     Raises:
         DataError: a sample cannot be read; retrieval among a part of the videos would be another task.
     """
-    requests = _Requests()
-    requests.upcoming = (
+    activity = Activity(num_workers)
+    decoder = _Decoder(image_size, num_frames, index.cache, activity)
+    feed = Feed[list[_Clip]](decoder, activity, num_workers=num_workers, prefetch=2, stall_timeout_s=stall_timeout_s, keep_workers=False)
+    requests = (
         [_Clip(index.locate(i), None, None) for i in range(first, min(first + batch_size, stop))]
         for first in range(start, stop, batch_size)
     )
-    for decoded in start_workers(_data_loader(_Decoder(image_size, num_frames, index.cache), requests, num_workers, persistent=False)):
+    for decoded in feed.batches(requests):
         if decoded.errors:
             raise DataError(next(iter(decoded.errors.values())))
         tokens = tokenizer([caption for captions in decoded.captions for caption in captions])
         video_index = [row for row, captions in enumerate(decoded.captions) for _ in captions]
-        yield _to_batch(decoded.frames, tokens, torch.tensor(video_index, dtype=torch.int64), decoded.keys)
+        yield decoded.to_batch(tokens, torch.tensor(video_index, dtype=torch.int64), decoded.keys)
 
 
-class _Decoder(Dataset[_Decoded]):
+class _Decoder(Dataset[Decoded]):
     """Clips to pixels and captions; lives in the workers."""
 
-    def __init__(self, image_size: int, num_frames: int, cache: CacheConfig | None):
+    def __init__(self, image_size: int, num_frames: int, cache: CacheConfig | None, activity: Activity):
         self._image_size = image_size
         self._num_frames = num_frames
-        self._files = ShardFiles(cache)
+        self._activity = activity
+        self._files = ShardFiles(cache, activity.note)
 
-    def __getitem__(self, clips: list[_Clip]) -> _Decoded:
+    def __getitem__(self, clips: list[_Clip]) -> Decoded:
         frames = np.empty((len(clips), self._num_frames, 3, self._image_size, self._image_size), dtype=np.uint8)
         captions: list[list[str]] = []
         errors: dict[int, str] = {}
+        failure = None
         for row, clip in enumerate(clips):
             try:
                 captions.append(self.decode(clip, frames[row]))
             except DataError as error:
                 captions.append([])
                 errors[row] = str(error)
-        return _Decoded(torch.from_numpy(frames), [clip.location.key for clip in clips], captions, errors)
+            except DglError as error:
+                # A server that is gone, a full disk: no other sample would fare better.
+                failure = str(error)
+                break
+        self._activity.idle()
+        return Decoded(torch.from_numpy(frames), [clip.location.key for clip in clips], captions, errors, failure=failure)
 
     def decode(self, clip: _Clip, out: npt.NDArray[np.uint8]) -> list[str]:
         """Fill `out [T, 3, H, W]`; returns the wanted captions. DataError if the sample cannot be read."""
@@ -232,34 +234,3 @@ class _Decoder(Dataset[_Decoded]):
         except DataError as error:
             raise DataError(f"sample {sample.key} of shard {clip.location.shard}: {error}") from error
         return captions if clip.caption is None else [captions[clip.caption]]
-
-
-class _Requests(Sampler[list[_Clip]]):
-    """The clips of each batch to come; settable, because workers outlive one range of steps."""
-
-    upcoming: Iterable[list[_Clip]] = ()
-
-    def __init__(self) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[list[_Clip]]:
-        return iter(self.upcoming)
-
-
-def _to_batch(frames: Tensor, tokens: Tensor, video_index: Tensor, keys: list[str]) -> VideoTextBatch:
-    return VideoTextBatch(frames, tokens.pin_memory() if frames.is_pinned() else tokens, video_index, tuple(keys))
-
-
-def _data_loader(decoder: _Decoder, requests: _Requests, num_workers: int, *, persistent: bool) -> "DataLoader[_Decoded]":
-    return DataLoader(
-        decoder,
-        batch_size=None,
-        sampler=requests,
-        num_workers=num_workers,
-        multiprocessing_context="spawn" if num_workers else None,
-        persistent_workers=persistent and num_workers > 0,
-        worker_init_fn=prepare_worker if num_workers else None,
-        pin_memory=torch.cuda.is_available(),
-        # Without a generator of its own it would draw from torch's global one, and a resumed run would differ.
-        generator=torch.Generator(),
-    )

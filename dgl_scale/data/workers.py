@@ -8,10 +8,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
@@ -19,15 +19,19 @@ from dgl_scale.errors import DglError
 
 T = TypeVar("T")
 
+_PATIENCE_S = 5.0
 # What terminals, launchers and schedulers send to every process of a run; its own process answers for the workers.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def start_workers(batches: "DataLoader[T]") -> Iterator[T]:
+def start_workers(batches: "DataLoader[T]", on_silence: Callable[[], None]) -> Iterator[T]:
     """Iterate over a loader whose workers are deaf to forwarded signals from their first instruction on.
 
     A worker hit by Ctrl-C would print a traceback; one hit by a scheduler's SIGTERM would break the step that the
     run still wants to finish. Signals of this process wait only while the workers start.
+
+    Args:
+        on_silence: called while no batch comes, whenever the loader's `timeout` has passed; may raise.
 
     Raises:
         DglError: a worker died, most often for want of memory; now or while iterating.
@@ -39,14 +43,35 @@ def start_workers(batches: "DataLoader[T]") -> Iterator[T]:
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         with _death_explained():
-            return _until_death(iter(batches))
+            return _until_death(iter(batches), on_silence)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _until_death(batches: Iterator[T]) -> Iterator[T]:
-    with _death_explained():
-        yield from batches
+def end_workers(workers: Iterable[Any]) -> None:
+    """Kill these processes, also such as hang or are stopped, and wait for them for a while."""
+    for worker in workers:
+        # DataLoader answers the death of its workers with a RuntimeError wherever this process is at that moment.
+        with suppress(RuntimeError):
+            worker.kill()
+    for worker in workers:
+        with suppress(RuntimeError):
+            worker.join(_PATIENCE_S)
+
+
+def _until_death(batches: Iterator[T], on_silence: Callable[[], None]) -> Iterator[T]:
+    while True:
+        with _death_explained():
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+                on_silence()
+                continue
+        yield batch
 
 
 @contextmanager

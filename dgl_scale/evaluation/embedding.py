@@ -55,7 +55,15 @@ def encode_split(
     # On a CPU more processes would only take cores from the model.
     num_workers = config.data.num_workers if device.type == "cuda" else 0
     batches = evaluation_batches(
-        index, tokenizer, model.image_size, config.model.num_frames, start=start, stop=stop, batch_size=batch_size, num_workers=num_workers
+        index,
+        tokenizer,
+        model.image_size,
+        config.model.num_frames,
+        start=start,
+        stop=stop,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        stall_timeout_s=config.data.stall_timeout_s,
     )
     video, text, video_index, tokens, keys = [], [], [], [], list[str]()
     was_training = model.training

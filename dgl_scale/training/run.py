@@ -115,6 +115,8 @@ def _build_trainer(
         train_frames=data.train_frames,
         last_batch=data.last_batch,
         max_corrupt_fraction=data.max_corrupt_fraction,
+        prefetch=data.prefetch,
+        stall_timeout_s=data.stall_timeout_s,
     )
     total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
     inputs = Inputs(device, model.image_mean, model.image_std, float(model.logit_scale.exp()))

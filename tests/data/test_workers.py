@@ -24,7 +24,7 @@ if __name__ == "__main__":
             signal.signal(number, lambda number, frame: received.append(number))
     kept = DataLoader(Squares(), batch_size=None, sampler=range(10**9), num_workers=1, multiprocessing_context="spawn",
                       persistent_workers=True, worker_init_fn=prepare_worker)
-    batches = start_workers(kept)
+    batches = start_workers(kept, lambda: None)
     for expected, square in enumerate(batches):
         assert square == expected**2
         if expected == 3:
