@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dgl_scale.config import RunConfig
@@ -49,7 +49,8 @@ def save_checkpoint(
         facts = {"step": state.step, **training_facts(identity), **({"validation": metrics} if metrics else {})}
         write_prompts(folder / PROMPTS, {name: values["param"] for name, values in state.parameters.items()}, facts)
         moments = {f"{name}.{key}": tensor for name, values in state.parameters.items() for key, tensor in values.items()}
-        save_file(moments, folder / OPTIMIZER)
+        # Not save_file, whose error for a full disk is no OSError.
+        (folder / OPTIMIZER).write_bytes(save(moments))
         write_json(folder / STATE, {"step": state.step, **identity})
         write_manifest(folder)
     write_pointer(run_folder, "latest", checkpoint)

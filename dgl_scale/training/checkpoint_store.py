@@ -37,9 +37,9 @@ class CheckpointStore:
         """
         self._writer.submit(self._job(state, metrics))
 
-    def wait(self) -> str | None:
+    def finish(self) -> str | None:
         """Wait until the last checkpoint is written; returns why it could not be, None if it is there."""
-        return self._writer.wait()
+        return self._writer.finish()
 
     def fatal_failure(self) -> str | None:
         """Why the run must stop: several checkpoints on end could not be written."""

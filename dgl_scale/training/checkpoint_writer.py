@@ -25,13 +25,13 @@ class CheckpointWriter:
         self._last_failure: str | None = None
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Begin `write`, after the one before has ended."""
-        self.wait()
+        """Begin `write`, after the one before has ended. A failure is said, and the next write tried."""
+        self._settle()
         self._pending = self._executor.submit(write)
         if not self._in_background:
-            self.wait()
+            self._settle()
 
-    def wait(self) -> str | None:
+    def finish(self) -> str | None:
         """Wait until nothing is being written; returns why the last write failed, None if it did not."""
         if self._pending is not None:
             self._note(self._pending)
@@ -40,12 +40,19 @@ class CheckpointWriter:
     def fatal_failure(self) -> str | None:
         """Why the run must stop: several writes on end have failed. Does not wait."""
         if self._pending is not None and self._pending.done():
-            self._note(self._pending)
+            self._settle()
         return self._last_failure if self._failures >= _MAX_FAILURES else None
 
     def close(self) -> None:
         """Finish what is being written and end the thread."""
         self._executor.shutdown(wait=True)
+
+    def _settle(self) -> None:
+        if self._pending is None:
+            return
+        self._note(self._pending)
+        if 0 < self._failures < _MAX_FAILURES:
+            say(f"warning: a checkpoint failed: {self._last_failure}; training goes on, the checkpoints before are whole")
 
     def _note(self, done: "Future[None]") -> None:
         self._pending = None
@@ -54,7 +61,5 @@ class CheckpointWriter:
         except DglError as error:
             self._failures += 1
             self._last_failure = str(error)
-            if self._failures < _MAX_FAILURES:
-                say(f"warning: a checkpoint failed: {error}; training goes on, the checkpoints before are whole")
             return
         self._failures, self._last_failure = 0, None

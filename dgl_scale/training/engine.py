@@ -96,9 +96,12 @@ def stop_distributed(*, gracefully: bool) -> None:
     """
     if not torch.distributed.is_initialized():
         return
-    if gracefully:
+    if gracefully or distributed.world_size() == 1:
+        from deepspeed import comm
+
         distributed.barrier()
-        torch.distributed.destroy_process_group()
+        # Through DeepSpeed, which would else keep groups that are no more, should this process train again.
+        comm.destroy_process_group()
 
 
 class TrainingEngine:

@@ -178,7 +178,7 @@ def _save(trainer: Trainer, step: int, progress: Progress, writer: MetricsWriter
         if not must_succeed:
             return
         # The other ranks must not leave with success when rank 0 could not write.
-        failure = distributed.broadcast_object(trainer.store.wait() if writer else None)
+        failure = distributed.broadcast_object(trainer.store.finish() if writer else None)
     if failure:
         error = DglError(str(failure))
         error.is_on_all_ranks = True

@@ -21,7 +21,7 @@ def test_a_write_does_not_hold_up_the_caller() -> None:
     writer.submit(slow_write)
     assert not ended.is_set()
     may_end.set()
-    assert writer.wait() is None
+    assert writer.finish() is None
     assert ended.is_set()
     writer.close()
 
@@ -50,9 +50,9 @@ def test_single_failures_are_said_and_three_on_end_are_fatal(capsys: pytest.Capt
     assert writer.fatal_failure() is None
     assert capsys.readouterr().err.count("warning: a checkpoint failed: cannot write x: No space left on device; training goes on") == 2
     writer.submit(lambda: None)
-    assert writer.wait() is None
+    assert writer.finish() is None
     for _ in range(3):
         writer.submit(fail)
     assert writer.fatal_failure() == "cannot write x: No space left on device"
-    assert writer.wait() == "cannot write x: No space left on device"
+    assert writer.finish() == "cannot write x: No space left on device"
     writer.close()
