@@ -127,10 +127,10 @@ def test_a_full_disk_keeps_what_is_there_and_the_run_ends_with_one_line(
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
         pytest.skip("cannot mount a small file system here")
     try:
-        assert main(arguments(small_world, disk, "training.keep_checkpoints=10")) == 1
+        assert main(arguments(small_world, disk, "training.keep_checkpoints=10", "training.max_steps=8")) == 1
         said = capsys.readouterr().err
         assert said.count("warning: a checkpoint failed: cannot write") == 1
         assert said.count("error: cannot write") == 1
@@ -141,8 +141,8 @@ def test_a_full_disk_keeps_what_is_there_and_the_run_ends_with_one_line(
         assert not list((disk / "quickstart").rglob("*.tmp"))
         for checkpoint in list_checkpoints(disk / "quickstart")[:-1]:
             shutil.rmtree(checkpoint)
-        assert main(arguments(small_world, disk, "training.keep_checkpoints=1")) == 0
-        assert steps(disk)[-1] == 6
+        assert main(arguments(small_world, disk, "training.keep_checkpoints=1", "training.max_steps=8")) == 0
+        assert steps(disk)[-1] == 8
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
