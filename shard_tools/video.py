@@ -3,6 +3,7 @@
 Runs inside a decoding process (decoder.py), because a broken video can hang or crash a decoder.
 """
 
+import io
 import os
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _TIME_TOLERANCE_S = 1e-3
 _END_TOLERANCE_S = 0.1
 # Full colour resolution: frames are small, are resized again by readers, and small coloured things matter.
 _CHROMA = "444"
+_FULL_CHROMA = 0
+_FLAT_STEP = 50
 # A decoder holds about this much: eight 4:2:0 frames for reference and reordering, and one in RGB.
 _DECODER_BYTES_PER_PIXEL = 15
 
@@ -40,13 +43,7 @@ def decode_video(request: VideoRequest) -> DecodedVideo:
         raise SampleFailure(Status.TOO_LARGE, f"{len(chosen)} frames, more than {MAX_FRAMES}; lower frames.fps or set frames.max_frames")
     size = stored_size(source, request.short_side)
     check_size(*size)
-    try:
-        decoder, frames = "decord", _encode(read_with_decord, source, size, chosen, request)
-    except (SampleFailure, MemoryError):
-        raise
-    except Exception:
-        # decord raises whatever its C++ side meets; the second backend decides whether the video is readable.
-        decoder, frames = "pyav", _encode_with_av(source, size, chosen, request)
+    decoder, frames = _read(source, size, chosen, request)
     end = source.stop if request.end is None else min(request.end, source.stop)
     times = [round(float(source.times[index]), 6) for index in chosen]
     return DecodedVideo(frames, times, round(end - request.start, 6), round(source.fps, 6), *size, decoder)
@@ -113,9 +110,46 @@ def stored_size(source: VideoSource, short_side: int | None) -> tuple[int, int]:
     return (short_side if width <= height else round(width * scale), short_side if height <= width else round(height * scale))
 
 
+def encode_frame(frame: np.ndarray, quality: int, tables: str) -> bytes:
+    """A JPEG file of full colour resolution.
+
+    Args:
+        frame: [height, width, 3] uint8 RGB, contiguous.
+        quality: 1 to 100.
+        tables: `standard` or `flat`, as `FramesConfig.jpeg_tables`.
+    """
+    if tables == "standard":
+        content: bytes = simplejpeg.encode_jpeg(frame, quality, "RGB", _CHROMA, fastdct=False)
+        return content
+    # Only Pillow takes other tables; most builds do not need it.
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", qtables=[[_flat_step(quality)] * 64] * 2, subsampling=_FULL_CHROMA)
+    return file.getvalue()
+
+
+def _flat_step(quality: int) -> int:
+    # libjpeg scales its tables like this: 50 is as they are, 100 is none.
+    percent = 5000 / quality if quality < 50 else 200 - 2 * quality
+    return min(max(round(_FLAT_STEP * percent / 100), 1), 255)
+
+
+def _read(source: VideoSource, size: tuple[int, int], chosen: list[int], request: VideoRequest) -> tuple[str, list[bytes]]:
+    """The backend that served, and the frames."""
+    if not request.skip_decord:
+        try:
+            return "decord", _encode(read_with_decord, source, size, chosen, request)
+        except (SampleFailure, MemoryError):
+            raise
+        except Exception:  # noqa: S110
+            # decord raises whatever its C++ side meets; the second backend decides whether the video is readable.
+            pass
+    return "pyav", _encode_with_av(source, size, chosen, request)
+
+
 def _encode(read: ReadFrames, source: VideoSource, size: tuple[int, int], chosen: list[int], request: VideoRequest) -> list[bytes]:
-    frames = read(request.path, source, size, chosen)
-    return [simplejpeg.encode_jpeg(frame, request.jpeg_quality, "RGB", _CHROMA, fastdct=False) for frame in frames]
+    return [encode_frame(frame, request.jpeg_quality, request.jpeg_tables) for frame in read(request.path, source, size, chosen)]
 
 
 def _encode_with_av(source: VideoSource, size: tuple[int, int], chosen: list[int], request: VideoRequest) -> list[bytes]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class VideoRequest:
     """Which frames of which file. Times are seconds from the first frame of the video.
 
-    Attributes: as in `FramesConfig` and `AnnotatedVideo`.
+    Attributes: as in `FramesConfig` and `AnnotatedVideo`, and
+        skip_decord: PyAV only, because decord has broken its process with this video.
     """
 
     path: str
@@ -17,6 +18,8 @@ class VideoRequest:
     max_frames: int | None = None
     short_side: int | None = 224
     jpeg_quality: int = 95
+    jpeg_tables: str = "standard"
+    skip_decord: bool = False
 
 
 @dataclass(frozen=True)

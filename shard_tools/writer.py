@@ -126,11 +126,8 @@ class _Parts:
     def _new_tar(self, part: int) -> Iterator[HashingTar]:
         with self._storage.output_file(join(self._folder, f"{part_name(self._plan.name, part)}.tar")) as stream:
             tar = HashingTar(stream)
-            try:
-                yield tar
-                tar.close()
-            finally:
-                tar.discard()
+            yield tar
+            tar.close()
 
 
 class _Unpublished(Exception):
@@ -161,19 +158,32 @@ def _make_sample(planned: PlannedSample, config: ShardsConfig, decoder: Decoder,
             max_frames=frames.max_frames,
             short_side=frames.short_side,
             jpeg_quality=frames.jpeg_quality,
+            jpeg_tables=frames.jpeg_tables,
         )
         decoded = decode_surely(decoder, request)
     return Sample(planned.key, decoded.frames, _metadata(video, decoded)), decoded.decoder
 
 
 def decode_surely(decoder: Decoder, request: VideoRequest) -> DecodedVideo:
-    """Decode; a video that killed its process is tried once more.
-
-    Others kill processes too, a system short of memory above all, and would decide which bytes come out.
+    """Decode; a video that hangs or kills the decoding process is tried with PyAV alone, under the same limits.
 
     Raises:
-        SampleFailure, DglError: as `Decoder.decode`.
+        SampleFailure, DglError: as `Decoder.decode`; where PyAV fails too, with its status and both reasons.
     """
+    try:
+        return _decode_twice_if_killed(decoder, request)
+    except SampleFailure as failure:
+        if failure.status not in {Status.CRASHED, Status.TIMEOUT}:
+            raise
+        first = failure
+    try:
+        return decoder.decode(replace(request, skip_decord=True))
+    except SampleFailure as failure:
+        raise SampleFailure(failure.status, f"{first.message}; with PyAV alone: {failure.message}") from failure
+
+
+def _decode_twice_if_killed(decoder: Decoder, request: VideoRequest) -> DecodedVideo:
+    # Others kill processes too, a system short of memory above all, and would decide which backend serves.
     try:
         return decoder.decode(request)
     except SampleFailure as failure:

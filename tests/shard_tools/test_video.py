@@ -1,3 +1,4 @@
+import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +11,12 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import shard_tools.video as video_module
+from shard_tools.backends import open_source, read_with_av
 from shard_tools.failures import SampleFailure, Status
-from shard_tools.video import choose_frames, decode_video
+from shard_tools.video import choose_frames, decode_video, encode_frame, stored_size
 from shard_tools.video_request import DecodedVideo, VideoRequest
 
 MakeClip = Callable[..., Path]
@@ -104,6 +107,31 @@ def test_real_footage(real_clips: list[Path]) -> None:
         assert len(video.frames) == len(video.frame_times) == frames
         assert video.height == 96
         assert all(simplejpeg.decode_jpeg(frame).std() > 10 for frame in video.frames)
+
+
+def test_flat_tables_cost_fewer_bytes_for_the_same_error(real_clips: list[Path]) -> None:
+    for path in real_clips:
+        source = open_source(str(path))
+        (frame,) = read_with_av(str(path), source, stored_size(source, 224), [5])
+
+        def size_and_error(quality: int, tables: str, frame: np.ndarray = frame) -> tuple[int, float]:
+            content = encode_frame(frame, quality, tables)
+            header = simplejpeg.decode_jpeg_header(content)
+            assert header[:2] == frame.shape[:2] and header[3] == "444"
+            return len(content), float(np.square(simplejpeg.decode_jpeg(content) - frame.astype(float)).mean())
+
+        size, error = size_and_error(95, "standard")
+        flat_size = next(
+            size for size, flat_error in (size_and_error(quality, "flat") for quality in range(90, 101)) if flat_error <= error
+        )
+        assert flat_size < 0.9 * size, (path, size, flat_size)
+
+
+@pytest.mark.parametrize("quality", [1, 49, 50, 95, 100])
+def test_flat_tables_hold_one_step(quality: int) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    tables = Image.open(io.BytesIO(encode_frame(frame, quality, "flat"))).quantization  # type: ignore[attr-defined]
+    assert {step for table in tables.values() for step in table} == {{1: 255, 49: 51, 50: 50, 95: 5, 100: 1}[quality]}
 
 
 def test_one_frame_is_a_video(tmp_path: Path, make_clip: MakeClip) -> None:

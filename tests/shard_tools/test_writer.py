@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from dgl_scale.shards_config import DecoderConfig, ShardsConfig
 from shard_tools.annotations.table import read_table
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.decoder import Decoder
-from shard_tools.failures import Status
+from shard_tools.failures import SampleFailure, Status
 from shard_tools.finished import finished_shard
 from shard_tools.ledger import read_ledger
 from shard_tools.plan import ShardPlan, plan_shards
 from shard_tools.verify import read_tar
+from shard_tools.video import decode_video
 from shard_tools.video_request import VideoRequest
 from shard_tools.writer import build_shard, decode_surely
 from tests.shard_tools.clips import encode, picture
@@ -190,3 +192,46 @@ serve()
     with Decoder(DecoderConfig(), (sys.executable, "-c", program, str(tmp_path / "flag"))) as decoder:
         assert len(decode_surely(decoder, VideoRequest(str(clip), fps=3.0)).frames) == 9
     assert (tmp_path / "flag").exists()
+
+
+@pytest.mark.parametrize(
+    ("decord_does", "pyav_does", "status", "error"),
+    [
+        ("os.abort()", None, None, None),
+        ("time.sleep(60)", None, None, None),
+        (
+            "os.abort()",
+            "time.sleep(60)",
+            Status.TIMEOUT,
+            "the decoder was killed by SIGABRT; with PyAV alone: not decoded within 1 s",
+        ),
+        (
+            "time.sleep(60)",
+            "raise MemoryError",
+            Status.TOO_LARGE,
+            "not decoded within 1 s; with PyAV alone: decoding needs more memory than decoder.memory_limit_gib",
+        ),
+    ],
+)
+def test_pyav_serves_where_decord_breaks_its_process(
+    clip: Path, decord_does: str, pyav_does: str | None, status: Status | None, error: str | None
+) -> None:
+    program = f"""
+import os, time
+from shard_tools import video
+def decord_fails(*arguments): {decord_does}
+def pyav_fails(*arguments): {pyav_does}
+video.read_with_decord = decord_fails
+if {pyav_does is not None}: video.read_with_av = pyav_fails
+from shard_tools.decoder import serve
+serve()
+"""
+    with Decoder(DecoderConfig(timeout_s=1.0), (sys.executable, "-c", program)) as decoder:
+        request = VideoRequest(str(clip), short_side=32)
+        if status is None:
+            found = decode_surely(decoder, request)
+            assert found.decoder == "pyav" and found == replace(decode_video(request), decoder="pyav")
+        else:
+            with pytest.raises(SampleFailure) as caught:
+                decode_surely(decoder, request)
+            assert (caught.value.status, caught.value.message) == (status, error)
