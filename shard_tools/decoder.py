@@ -25,6 +25,8 @@ from shard_tools.failures import SampleFailure, Status
 from shard_tools.video_request import DecodedVideo, VideoRequest
 
 _PR_SET_PDEATHSIG = 1
+# Who is killed before it has seen a video is killed by others.
+_START_ATTEMPTS = 3
 _CLOSE_TIMEOUT_S = 5.0
 _SERVE = (sys.executable, "-m", "shard_tools.decoder")
 # One thread each: Ray runs as many tasks as there are CPUs, and a math library reserves memory per thread.
@@ -102,16 +104,20 @@ class Decoder:
         search_path = os.pathsep.join(part for part in (package_parent, os.environ.get("PYTHONPATH", "")) if part)
         command = [*self._command, str(int(self._config.memory_limit_gib * 2**30))]
         environment = {**os.environ, "PYTHONPATH": search_path, **_THREADS, **_MEMORY}
-        try:
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-        except OSError as error:
-            raise DglError(f"the decoding process {self._command[0]} cannot start: {error.strerror or error}") from error
-        ready = _pipe(child.stdout).readline()
-        if ready != b"ready\n":
+        for _ in range(_START_ATTEMPTS):
+            try:
+                child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+            except OSError as error:
+                raise DglError(f"the decoding process {self._command[0]} cannot start: {error.strerror or error}") from error
+            if _pipe(child.stdout).readline() == b"ready\n":
+                self._child = child
+                return child
             child.kill()
-            raise DglError(f"the decoding process {_death(child.wait())} at its start; try `{' '.join(command)}` for the reason")
-        self._child = child
-        return child
+            with child:
+                status = child.wait()
+            if status >= 0:
+                break
+        raise DglError(f"the decoding process {_death(status)} at its start; try `{' '.join(command)}` for the reason")
 
 
 def serve() -> None:

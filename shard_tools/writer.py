@@ -21,6 +21,9 @@ from shard_tools.plan import PlannedSample, ShardPlan
 from shard_tools.video_request import DecodedVideo, VideoRequest
 from shard_tools.video_source import local_video
 
+_CRASHES = 3
+"""So often a video kills the decoding process before that is its fault."""
+
 
 def build_shard(plan: ShardPlan, config: ShardsConfig, output: Location) -> list[ShardSummary]:
     """Decode the videos of a shard and write its tar, then its ledger, below `output`.
@@ -171,7 +174,7 @@ def decode_surely(decoder: Decoder, request: VideoRequest) -> DecodedVideo:
         SampleFailure, DglError: as `Decoder.decode`; where PyAV fails too, with its status and both reasons.
     """
     try:
-        return _decode_twice_if_killed(decoder, request)
+        return _decode_though_killed(decoder, request)
     except SampleFailure as failure:
         if failure.status not in {Status.CRASHED, Status.TIMEOUT}:
             raise
@@ -182,14 +185,15 @@ def decode_surely(decoder: Decoder, request: VideoRequest) -> DecodedVideo:
         raise SampleFailure(failure.status, f"{first.message}; with PyAV alone: {failure.message}") from failure
 
 
-def _decode_twice_if_killed(decoder: Decoder, request: VideoRequest) -> DecodedVideo:
+def _decode_though_killed(decoder: Decoder, request: VideoRequest) -> DecodedVideo:
     # Others kill processes too, a system short of memory above all, and would decide which backend serves.
-    try:
-        return decoder.decode(request)
-    except SampleFailure as failure:
-        if failure.status is not Status.CRASHED:
-            raise
-        return decoder.decode(request)
+    for _ in range(_CRASHES - 1):
+        try:
+            return decoder.decode(request)
+        except SampleFailure as failure:
+            if failure.status is not Status.CRASHED:
+                raise
+    return decoder.decode(request)
 
 
 def _metadata(video: AnnotatedVideo, decoded: DecodedVideo) -> SampleMetadata:

@@ -176,22 +176,26 @@ def test_workers_load_no_torch() -> None:
 
 
 def test_a_killed_decoder_is_not_the_fault_of_the_video(clip: Path, tmp_path: Path) -> None:
+    # Killed at its start, twice with the video, and at its start again.
     program = """
 import os, pathlib, signal, sys
-flag = pathlib.Path(sys.argv[1])
-if not flag.exists():
-    flag.touch()
+log = pathlib.Path(sys.argv[1])
+before = log.read_text() if log.exists() else ""
+log.write_text(before + "+")
+if len(before) in (1, 2):
     sys.stdout.write("ready\\n")
     sys.stdout.flush()
     sys.stdin.readline()
+if len(before) < 4:
     os.kill(os.getpid(), signal.SIGKILL)
 del sys.argv[1]
 from shard_tools.decoder import serve
 serve()
 """
-    with Decoder(DecoderConfig(), (sys.executable, "-c", program, str(tmp_path / "flag"))) as decoder:
-        assert len(decode_surely(decoder, VideoRequest(str(clip), fps=3.0)).frames) == 9
-    assert (tmp_path / "flag").exists()
+    with Decoder(DecoderConfig(), (sys.executable, "-c", program, str(tmp_path / "log"))) as decoder:
+        found = decode_surely(decoder, VideoRequest(str(clip), fps=3.0))
+    assert (len(found.frames), found.decoder) == (9, "decord")
+    assert (tmp_path / "log").read_text() == "+++++"
 
 
 @pytest.mark.parametrize(
