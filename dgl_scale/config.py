@@ -45,11 +45,36 @@ class CacheConfig(Section):
     """Above that, shards that were not read for longest are removed; a training split should fit."""
 
 
+class StreamSource(Section):
+    """WebDataset shards of any maker that are read alike."""
+
+    shards: str
+    """Paths, `s3://`, `gs://`, `https://` or `pipe:` addresses; `{000000..000099}` counts, `::` separates."""
+    samples: PositiveInt
+    """How many samples they hold together; need not be exact."""
+    weight: PositiveFloat | None = None
+    """Its share of the samples, relative to the other weights; null: its number of samples."""
+
+
+class StreamingConfig(Section):
+    """Reading shards that have no index of ours, one after the other."""
+
+    sources: Annotated[tuple[StreamSource, ...], Field(min_length=1)]
+    samples_per_epoch: PositiveInt | None = None
+    """Fixes the steps of an epoch; null: the samples of all sources."""
+    shuffle_buffer: NonNegativeInt = 1000
+    """Samples, undecoded, from which a reading process draws the next one."""
+    allow_pipe: bool = False
+    """Whether `pipe:` addresses may run their shell commands."""
+
+
 class DataConfig(Section):
     """Shards to read and how a sample becomes a batch."""
 
     train: str | None = None
     """Split to train on: a folder with `index.json`, or its address (`s3://…`, `gs://…`, `https://…`)."""
+    streaming: StreamingConfig | None = None
+    """Instead of `train`: foreign WebDataset shards to train on, read as a stream."""
     validation: str | None = None
     """Split by which the best checkpoint is chosen; null: none is chosen."""
     test: str | None = None
@@ -72,6 +97,14 @@ class DataConfig(Section):
     """An epoch's last partial batch: dropped, or filled from the epoch's beginning."""
     max_corrupt_fraction: Fraction = 0.01
     """Share of unreadable samples above which the run stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.train is not None and self.streaming is not None:
+            raise ValueError("give train or streaming, not both")
+        if self.exclude is not None and self.streaming is not None:
+            raise ValueError("exclude needs an index, which streaming does not have; remove one of them")
+        return self
 
 
 class OptimConfig(Section):

@@ -54,6 +54,8 @@ class TrainLoader:
 
     Attributes:
         steps_per_epoch: global batches an epoch.
+        num_samples: readable videos of the split.
+        digest: of the split and of what is excluded.
         corrupt: key and error of each unreadable sample that this rank has met.
     """
 
@@ -84,6 +86,7 @@ class TrainLoader:
         """
         _check_cache(index)
         self.corrupt: dict[str, str] = {}
+        self.num_samples, self.digest = index.num_videos, index.digest
         self._index = index
         self._tokenizer = tokenizer
         self._order = EpochOrder(index.num_captions, seed, global_batch_size, last_batch)

@@ -16,6 +16,7 @@ from dgl_scale.config_file import dump_config, load_config
 from dgl_scale.data.index import SplitIndex, load_split
 from dgl_scale.data.loader import TrainLoader
 from dgl_scale.data.order import rank_places
+from dgl_scale.data.stream_loader import StreamLoader
 from dgl_scale.data.tokenizer import Tokenizer, load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.files import write_text
@@ -47,8 +48,8 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
         ConfigError: no training split, sizes that do not divide, no trainable parameters.
         DglError: as `loop.train`.
     """
-    if config.data.train is None:
-        raise ConfigError("data.train is missing: the folder or address of the training split's shards")
+    if config.data.train is None and config.data.streaming is None:
+        raise ConfigError("data.train is missing: the folder or address of the training split's shards (or data.streaming)")
     if config.model.latent_space is None:
         raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
     places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
@@ -99,25 +100,8 @@ def _build_trainer(
     accumulation: int,
 ) -> Trainer:
     training, data = config.training, config.data
-    index = load_split(str(data.train), data.exclude, data.cache)
     tokenizer = load_tokenizer(config.model.clip, data.max_words)
-    loader = TrainLoader(
-        index,
-        tokenizer,
-        model.image_size,
-        num_frames=config.model.num_frames,
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=micro,
-        seed=config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        num_workers=data.num_workers,
-        train_frames=data.train_frames,
-        last_batch=data.last_batch,
-        max_corrupt_fraction=data.max_corrupt_fraction,
-        prefetch=data.prefetch,
-        stall_timeout_s=data.stall_timeout_s,
-    )
+    loader = _build_loader(config, tokenizer, model.image_size, micro)
     total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
     inputs = Inputs(device, model.image_mean, model.image_std, float(model.logit_scale.exp()))
     validation = load_split(data.validation, cache=data.cache) if data.validation else None
@@ -127,7 +111,7 @@ def _build_trainer(
         state = {name.removeprefix("prompts."): tensor for name, tensor in prompts.items()}
         save_prompts(model, path, {"run": config.name, **facts}, state=state)
 
-    identity = run_identity(config, index.digest, str(model.backbone_digest), total_steps)
+    identity = run_identity(config, loader.digest, str(model.backbone_digest), total_steps)
     return Trainer(
         config=config,
         engine=TrainingEngine(model, model.trainable_parameters(), training, config.optim, micro, accumulation),
@@ -138,7 +122,7 @@ def _build_trainer(
         identity=identity,
         store=CheckpointStore(run_folder, training, identity, write_prompts),
         stop=stop,
-        max_corrupt=data.max_corrupt_fraction * index.num_videos,
+        max_corrupt=data.max_corrupt_fraction * loader.num_samples,
         validate=validate,
     )
 
@@ -157,6 +141,27 @@ def _run_size(config: RunConfig, model: DGL, total_steps: int, device: torch.dev
         else None
     )
     return RunSize(total_steps, config.training.global_batch_size, flops, config.training.peak_tflops or known)
+
+
+def _build_loader(config: RunConfig, tokenizer: Tokenizer, image_size: int, micro: int) -> TrainLoader | StreamLoader:
+    data = config.data
+    options: dict[str, Any] = {
+        "num_frames": config.model.num_frames,
+        "global_batch_size": config.training.global_batch_size,
+        "micro_batch_size": micro,
+        "seed": config.seed,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "num_workers": data.num_workers,
+        "train_frames": data.train_frames,
+        "max_corrupt_fraction": data.max_corrupt_fraction,
+        "prefetch": data.prefetch,
+        "stall_timeout_s": data.stall_timeout_s,
+    }
+    if data.streaming is not None:
+        return StreamLoader(data.streaming, tokenizer, image_size, **options)
+    index = load_split(str(data.train), data.exclude, data.cache)
+    return TrainLoader(index, tokenizer, image_size, last_batch=data.last_batch, **options)
 
 
 def _precision(wanted: str, run_folder: Path, device: torch.device) -> Precision:
