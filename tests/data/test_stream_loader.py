@@ -168,8 +168,8 @@ def test_a_command_that_fails_names_itself_without_secrets(build):
 
 def test_a_command_that_fails_at_its_end_is_a_bad_shard(build, shards):
     loader = build([{"shards": f"pipe:cat {shards}; exit 3", "samples": 48}], {"allow_pipe": True}, max_corrupt_fraction=1.0)
-    list(loader.steps(0, 6))
-    assert set(loader.corrupt.values()) == {"the command ended with exit 3"}
+    list(loader.steps(0, 3))
+    assert "the command ended with exit 3" in loader.corrupt.values()
 
 
 def test_a_command_that_hangs_is_named(build):
