@@ -17,7 +17,7 @@ from markupsafe import Markup
 from dgl_scale.evaluation.attention_picture import AttentionExample
 from dgl_scale.evaluation.caption_categories import CATEGORIES
 from dgl_scale.evaluation.charts import Curve, draw_mark, plot_curve
-from dgl_scale.evaluation.metrics import Difference
+from dgl_scale.evaluation.metrics import METRICS, Difference
 from dgl_scale.evaluation.retrieval import DIRECTIONS
 from dgl_scale.files import write_text
 
@@ -68,11 +68,11 @@ class ReportTable:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of all metrics that a row has, in their order."""
+        """Names of the metrics that a row has, in their order: those known here and any other that has an interval."""
         names: dict[str, None] = {}
         for row in self.rows:
-            for direction in DIRECTIONS:
-                names.update(dict.fromkeys(name for name, value in getattr(row, direction).items() if isinstance(value, int | float)))
+            for values in (getattr(row, direction) for direction in DIRECTIONS):
+                names.update(dict.fromkeys(name for name in values if name in METRICS or name in values.get("interval", {})))
         return list(names)
 
     def is_best(self, row: ReportRow, direction: str, metric: str) -> bool:
@@ -88,7 +88,7 @@ class ReportTable:
             (f"{row.name} + {RERANK_NAMES.get(kind, kind)}", figures)
             for row in self.rows
             for kind, figures in row.rerank.items()
-            if all(direction in figures for direction in DIRECTIONS)
+            if any(direction in figures for direction in DIRECTIONS)
         ]
 
     @property

@@ -2,12 +2,14 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dgl_scale.errors import DataError
 from dgl_scale.evaluation.attention_picture import AttentionExample, read_examples
+from dgl_scale.evaluation.charts import Curve
 from dgl_scale.evaluation.metrics import Difference
 from dgl_scale.evaluation.query_gallery import MAX_QUERIES, MAX_STRIP_BYTES, query_gallery
 from dgl_scale.evaluation.query_set import Evaluated, QuerySet, group_by_queries
@@ -18,6 +20,7 @@ from dgl_scale.evaluation.split_record import read_coverage, read_leakage
 from dgl_scale.evaluation.training_curves import further_curves, training_curves
 
 _NAMES = {"linear": "DGL-Linear", "transformer": "DGL-Transformer"}
+_MARKS = ("checkpoints", "config.yaml", "evaluation", "metrics.jsonl")
 _MAX_ATTENTION = 3
 
 
@@ -32,6 +35,8 @@ def evaluation_folders(place: Path) -> list[Path]:
     if not place.is_dir():
         raise DataError(f"no run folder {place}; give the folder that train.py or evaluate.py wrote")
     folders = sorted(path.parent for path in (place / "evaluation").glob(f"[!.]*/{RESULTS}"))
+    if not folders and not any((place / name).exists() for name in _MARKS):
+        raise DataError(f"{place} is no run folder; give the folder that train.py or evaluate.py wrote")
     if not folders:
         raise DataError(f"{place} holds no evaluation; run dgl-scale evaluate --checkpoint {place} first")
     return sorted(folders, key=lambda folder: not folder.name.startswith(FROZEN))
@@ -45,15 +50,16 @@ def load_evaluations(places: Sequence[Path]) -> list[Evaluated]:
     """
     folders = dict.fromkeys(folder.resolve() for place in places for folder in evaluation_folders(place))
     evaluations: list[Evaluated] = []
-    seen: Counter[str] = Counter()
     for folder in folders:
+        results = read_results(folder)
         run_folder = folder.parent.parent if folder.parent.name == "evaluation" else folder
-        one = Evaluated(_row_name(read_results(folder), run_folder.name), folder, run_folder, read_results(folder))
-        if one.trains_nothing and any(_is_same_baseline(one, other) for other in evaluations):
-            continue
-        seen[one.name] += 1
-        number = seen[one.name]
-        evaluations.append(one if number == 1 else Evaluated(f"{one.name}, {run_folder.name} #{number}", folder, run_folder, one.results))
+        name = _row_name(results, run_folder.name)
+        # Two runs of one name can lie in different folders, and two checkpoints can have had one step.
+        longer = (name, f"{name}, {run_folder.name}", f"{name}, {run_folder.name}/{folder.name}", f"{name}, {folder}")
+        taken = {other.name for other in evaluations}
+        one = Evaluated(next(words for words in longer if words not in taken), folder, run_folder, results)
+        if not (one.trains_nothing and any(_is_same_baseline(one, other) for other in evaluations)):
+            evaluations.append(one)
     return evaluations
 
 
@@ -79,16 +85,14 @@ def build_report(
     """
     sets = group_by_queries(evaluations, baseline)
     tables = [_table(queries) for queries in sets]
-    runs = {one.run_folder.name: one.run_folder for one in evaluations}
-    trained = {name: folder for name, folder in runs.items() if (folder / "metrics.jsonl").is_file()}
-    configs = read_configs(runs)
+    configs = read_configs(_run_folders(evaluations))
     return Report(
         title=title,
         summary=summary or summarise(tables[0].rows, sets[0].evaluations[0].results["queries"]),
         tables=tables,
         notices=_notices(sets),
-        curves=training_curves(trained) if trained else (),
-        further_curves=further_curves(trained),
+        curves=_curves(sets, training_curves),
+        further_curves=_curves(sets, further_curves),
         galleries=[query_gallery(queries, max_queries=max_queries, max_bytes=MAX_STRIP_BYTES // len(sets)) for queries in sets],
         attention=_attention(sets),
         settings=compare_settings(configs),
@@ -153,6 +157,23 @@ def _notices(sets: Sequence[QuerySet]) -> list[str]:
             which = "; ".join(f"{', '.join(names)}: shards {digest}" for digest, names in digests.items())
             notices.append(f"The same queries were answered from different shards, whose frames may differ. {which}.")
     return notices
+
+
+def _run_folders(evaluations: Sequence[Evaluated]) -> dict[str, Path]:
+    """The runs of these evaluations by name; where two have one name, by their folders."""
+    folders = dict.fromkeys(one.run_folder for one in evaluations)
+    names = Counter(folder.name for folder in folders)
+    return {folder.name if names[folder.name] == 1 else str(folder): folder for folder in folders}
+
+
+def _curves(sets: Sequence[QuerySet], draw: Callable[[Mapping[str, Path]], list[Curve]]) -> list[Curve]:
+    """Charts of the runs of each set: what was trained for other queries shares no axes."""
+    curves = []
+    for queries in sets:
+        trained = {name: folder for name, folder in _run_folders(queries.evaluations).items() if (folder / "metrics.jsonl").is_file()}
+        drawn = draw(trained) if trained else []
+        curves += drawn if len(sets) == 1 else [replace(curve, title=f"{curve.title}; {queries.label}") for curve in drawn]
+    return curves
 
 
 def _attention(sets: Sequence[QuerySet]) -> dict[str, list[AttentionExample]]:

@@ -41,9 +41,10 @@ def test_each_evaluation_has_a_name_and_equal_baselines_stand_once(runs: Path, t
     names = [one.name for one in load_evaluations([runs / "a", runs / "b", runs / "a" / "evaluation" / "step-00000020-test"])]
     assert names == ["Frozen CLIP", "DGL-Linear (a, step 20)", "DGL-Transformer (b, step 20)"]
     write_run(runs / "other", tiny_split, noise=2.0, latent_space=None, seed=1)
+    write_run(runs / "elsewhere" / "a", tiny_split, noise=0.9)
     write_run(runs / "head", tiny_split, noise=2.0, latent_space=None, trained_parameters=10)
-    names = [one.name for one in load_evaluations([runs / "a", runs / "other", runs / "head"])]
-    assert names == ["Frozen CLIP", "DGL-Linear (a, step 20)", "Frozen CLIP, other #2", "head"]
+    names = [one.name for one in load_evaluations([runs / "a", runs / "other", runs / "head", runs / "elsewhere" / "a"])]
+    assert names == ["Frozen CLIP", "DGL-Linear (a, step 20)", "Frozen CLIP, other", "head", "DGL-Linear (a, step 20), a"]
 
 
 def test_several_runs_side_by_side(runs: Path) -> None:
@@ -78,6 +79,7 @@ def test_other_queries_have_tables_of_their_own_and_the_page_says_so(runs: Path,
         "21 captions of 11 videos, split test",
         "19 captions of 10 videos, split test",
     ]
+    assert [[series.name for series in curve.series] for curve in report.curves if curve.title.startswith("Loss")] == [["a"], ["fewer"]]
     (notice,) = report.notices
     assert "2 different sets of queries" in notice
     assert "DGL-Linear (fewer, step 20): 19 captions of 10 videos, split test" in notice
@@ -108,12 +110,14 @@ def test_the_command_writes_all_it_names(runs: Path, tmp_path: Path, capsys: pyt
 
 
 def test_what_cannot_be_reported_is_one_clear_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
     (tmp_path / "file").write_text("")
     damaged = write_run(tmp_path / "damaged", Path(read_results(runs / "a" / "evaluation" / "frozen-test")["split_folder"]), noise=1.0)
     (damaged / "ranks.parquet").write_bytes(b"PAR1 no parquet")
     cases = [
         ([str(tmp_path / "none")], 1, "no run folder"),
+        ([str(tmp_path / "other")], 1, "is no run folder; give the folder"),
         ([str(tmp_path / "empty")], 1, "holds no evaluation; run dgl-scale evaluate"),
         ([str(runs / "a"), str(tmp_path / "empty")], 1, "holds no evaluation"),
         ([str(runs / "a"), "--baseline", str(runs / "b")], 2, "is none of the runs"),

@@ -62,7 +62,8 @@
 
   function drawStrip(set, clip) {
     const [key, caption, strip, width, height] = set.clips[clip];
-    if (strip === null) return element("p", { class: "no-clip" }, "no picture");
+    // Where there is no picture at all, the note above the cards has said so.
+    if (strip === null) return set.clips.some((other) => other[2] !== null) ? element("p", { class: "no-clip" }, "no picture") : "";
     return element("img", { src: "data:image/webp;base64," + strip, alt: "Frames of " + key + ": " + caption, width, height });
   }
 
