@@ -1,5 +1,6 @@
 """Charts of metrics.jsonl: loss, recall on validation and in training, and what else the runs recorded."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ _RECALL = {
     "validation/video_to_text/R@1": "video to text",
 }
 _IN_BATCH = "in_batch_R@1"
-# Keys drawn by name below; of the others each gets a chart of its own, in the order in which it was first recorded.
+# Keys that `training_curves` draws, and those that say when.
 _DRAWN = {"step", "time", "loss", _IN_BATCH}
 _TITLES = {
     "lr": ("Learning rate", "Learning rate"),
     "grad_norm": ("Norm of the gradient", "before clipping"),
     "step_s": ("Time of a step", "seconds"),
-    "data_s": ("Of this, waiting for data", "seconds"),
     "videos_per_s": ("Videos a second", "over all ranks"),
+    "memory_gib": ("Memory", "GiB"),
+    "model_tflops_per_s": ("Rate of the model", "TFLOP/s"),
 }
+# Of one run a whole and its parts share a chart.
+_PARTS = {"grad_norm": re.compile(r"grad_norm/.*"), "step_s": re.compile(r"(?!step_s).*(?<!_per)_s")}
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -45,17 +49,34 @@ def training_curves(runs: Mapping[str, Path]) -> list[Curve]:
 
 
 def further_curves(runs: Mapping[str, Path]) -> list[Curve]:
-    """A chart for each other number that the training steps recorded: gradients, learning rate, time, memory."""
+    """Charts of the other numbers that the training steps recorded: gradients, learning rate, time, memory.
+
+    Of one run, whole and parts (of the gradient, of a step's time) are in one chart; of several, each number has its own.
+    What was zero throughout is left out.
+    """
     records = {name: read_metrics(folder) for name, folder in runs.items()}
-    keys = dict.fromkeys(key for rows in records.values() for row in rows for key in row)
-    curves = []
-    for key in keys:
-        if key in _DRAWN or key.startswith("validation/"):
-            continue
-        title, unit = _TITLES.get(key, (key, key))
-        lines = [Series(name, _points(rows, key), style) for style, (name, rows) in enumerate(records.items())]
-        curves.append(Curve(title, "step", unit, lines))
-    return curves
+    keys = [
+        key
+        for key in dict.fromkeys(key for rows in records.values() for row in rows for key in row)
+        if key not in _DRAWN and not key.startswith("validation/") and any(y for rows in records.values() for _, y in _points(rows, key))
+    ]
+    if len(runs) == 1:
+        (rows,) = records.values()
+        groups = _group(keys)
+        return [_curve(whole, [Series(key, _points(rows, key)) for key in (whole, *parts)]) for whole, parts in groups.items()]
+    return [_curve(key, [Series(name, _points(rows, key), style) for style, (name, rows) in enumerate(records.items())]) for key in keys]
+
+
+def _group(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Each key that has a chart, with those that are drawn beside it."""
+    parts = {whole: [key for key in keys if pattern.fullmatch(key)] for whole, pattern in _PARTS.items() if whole in keys}
+    beside = {key for group in parts.values() for key in group}
+    return {key: parts.get(key, []) for key in keys if key not in beside}
+
+
+def _curve(key: str, lines: Sequence[Series]) -> Curve:
+    title, unit = _TITLES.get(key, (key, key))
+    return Curve(title, "step", unit, lines)
 
 
 def _points(records: Records, key: str) -> list[tuple[float, float]]:

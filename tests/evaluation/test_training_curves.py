@@ -6,8 +6,9 @@ from pathlib import Path
 from dgl_scale.evaluation.training_curves import further_curves, training_curves
 
 RECORDS = [
-    {"step": 10, "time": 0.0, "loss": 3.0, "in_batch_R@1": 5.0, "lr": 0.1},
-    {"step": 20, "time": 1.0, "loss": 2.0, "in_batch_R@1": 9.0, "lr": 0.2, "grad_norm/prompts": 4.0},
+    {"step": 10, "time": 0.0, "loss": 3.0, "in_batch_R@1": 5.0, "lr": 0.1, "step_s": 2.0, "samples_skipped": 0.0},
+    {"step": 20, "time": 1.0, "loss": 2.0, "in_batch_R@1": 9.0, "lr": 0.2, "step_s": 2.0, "data_s": 0.5, "samples_skipped": 0.0}
+    | {"flops_per_s": 8.0, "grad_norm": 5.0, "grad_norm/prompts": 4.0},
     {"step": 20, "time": 1.0, "validation/text_to_video/R@1": 30.0, "validation/video_to_text/R@1": 28.0},
 ]
 
@@ -41,8 +42,22 @@ def test_several_runs_have_a_style_each_and_training_is_dashed(tmp_path: Path) -
 
 
 def test_whatever_else_was_recorded_gets_a_chart(tmp_path: Path) -> None:
-    curves = further_curves({"a": write(tmp_path)})
+    curves = further_curves({"a": write(tmp_path / "a"), "b": tmp_path / "none"})
     assert [(curve.title, list(curve.series[0].points)) for curve in curves] == [
         ("Learning rate", [(10, 0.1), (20, 0.2)]),
+        ("Time of a step", [(10, 2.0), (20, 2.0)]),
+        ("data_s", [(20, 0.5)]),
+        ("flops_per_s", [(20, 8.0)]),
+        ("Norm of the gradient", [(20, 5.0)]),
         ("grad_norm/prompts", [(20, 4.0)]),
+    ]
+
+
+def test_of_one_run_a_whole_and_its_parts_share_a_chart(tmp_path: Path) -> None:
+    curves = further_curves({"a": write(tmp_path)})
+    assert [(curve.title, [series.name for series in curve.series]) for curve in curves] == [
+        ("Learning rate", ["lr"]),
+        ("Time of a step", ["step_s", "data_s"]),
+        ("flops_per_s", ["flops_per_s"]),
+        ("Norm of the gradient", ["grad_norm", "grad_norm/prompts"]),
     ]
