@@ -60,10 +60,11 @@ class QuerySet:
 
     @property
     def label(self) -> str:
-        """Such as `298 captions of 200 videos, split test`."""
+        """Such as `298 captions of 200 videos, quickstart, split test`; without the dataset where it is not recorded."""
         results = self.evaluations[0].results
         splits = dict.fromkeys(str(one.results["split"]) for one in self.evaluations)
-        return f"{results['queries']:,} captions of {results['videos']:,} videos, split {' and '.join(splits)}"
+        dataset = f", {results['dataset']}" if results.get("dataset") else ""
+        return f"{results['queries']:,} captions of {results['videos']:,} videos{dataset}, split {' and '.join(splits)}"
 
     @cached_property
     def answers(self) -> dict[str, list[list[dict[str, Any]]]]:

@@ -36,6 +36,7 @@ class ReportRow:
         against: by direction, R@1 minus that of the table's baseline.
         pair_accuracy, rerank: as in results.json, where there are any.
         pessimistic: by direction, metrics that count the videos which are missing as misses.
+        selection: how its checkpoint was chosen.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ReportRow:
     pair_accuracy: Mapping[str, Any] | None = None
     rerank: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     pessimistic: Mapping[str, Mapping[str, float]] | None = None
+    selection: str = ""
 
 
 @dataclass(frozen=True)

@@ -115,12 +115,15 @@ def report_row(name: str, results: Mapping[str, Any], against: Mapping[str, Diff
         pair_accuracy=results.get("pair_accuracy"),
         rerank=results.get("rerank", {}),
         pessimistic=results.get("pessimistic"),
+        selection="" if results["trained_parameters"] == 0 else results["selection"],
     )
 
 
 def _row_name(results: Mapping[str, Any], run_name: str) -> str:
     prompts = results["model"]["latent_space"]
     split = "" if results["split"] == "test" else f" ({results['split']})"
+    if results.get("transfer"):
+        split += f", trained on {results['trained_on']['dataset']}"
     if results["trained_parameters"] == 0:
         return f"Frozen CLIP{split}"
     if prompts is None:
@@ -187,7 +190,6 @@ def _origin(one: Evaluated, *, with_commands: bool) -> Origin:
     results = one.results
     facts = {
         "checkpoint": str(results["checkpoint"]),
-        "chosen": str(results["selection"]),
         "model": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["model"].items() if value is not None),
         "shards": f"{results['split_folder']}, digest {results['shards']}",
         "took": f"{results['seconds']:.0f} s",

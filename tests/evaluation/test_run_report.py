@@ -47,6 +47,15 @@ def test_each_evaluation_has_a_name_and_equal_baselines_stand_once(runs: Path, t
     assert names == ["Frozen CLIP", "DGL-Linear (a, step 20)", "Frozen CLIP, other", "head", "DGL-Linear (a, step 20), a"]
 
 
+def test_a_transfer_to_another_dataset_is_in_the_name(tmp_path: Path, tiny_split: Path) -> None:
+    facts = {"dataset": "msvd", "trained_on": {"run": "a", "dataset": "msrvtt"}, "transfer": True}
+    write_run(tmp_path / "a", tiny_split, noise=0.3, **facts)
+    (table,) = report_of(tmp_path / "a").tables
+    assert table.label == "21 captions of 11 videos, msvd, split test"
+    assert table.rows[0].name == "DGL-Linear (a, step 20), trained on msrvtt"
+    assert table.rows[0].selection == "highest validation mean R@1 of the run (41.50)"
+
+
 def test_several_runs_side_by_side(runs: Path) -> None:
     report = report_of(runs / "a", runs / "b")
     (table,) = report.tables
