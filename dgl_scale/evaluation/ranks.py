@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from dgl_scale.errors import DataError
-from dgl_scale.evaluation.unit_vectors import exact_unit, pair_scores
+from dgl_scale.evaluation.ranking_filter import Direction, Found, filter_ranks
+from dgl_scale.evaluation.unit_vectors import exact_unit, integer_unit, pair_scores
 
 _PAIRS_AT_ONCE = 4096
+_UNITS_AT_ONCE = 20_480
+"""Texts and videos whose units are held at once on a CPU: 42 MB each for 512 components, and as much again for a float32 copy."""
 
 Adjust = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(scores, text indices, video indices) -> scores`, elementwise with broadcasting; see `rescoring`."""
@@ -143,7 +146,8 @@ def rank_both_directions(
         video: `[V, E]`, whole or in parts.
         target: int64 `[Q]`, the video that each caption describes.
         scale: scores are `scale` times the cosine.
-        block_size: tiles are at most `block_size` by `block_size`; bounds memory, never changes the result.
+        block_size: where scores are adjusted, and on a GPU, tiles are `block_size` by `block_size`; bounds memory, never
+            changes the result. Else tiles have the size that suits a CPU's cache.
         top_k: best candidates to keep, at most as many as there are.
 
     Raises:
@@ -216,21 +220,20 @@ def rank_text_part(
         right: of all captions and videos.
         scale: as in `rank_both_directions`, like all that follow; the same for every part.
     """
-    own = right.own[start : start + len(text)]
-    to_video = Standing.empty(len(text), min(top_k, len(right.best)), text.device)
-    to_text = Standing.empty(len(right.best), min(top_k, len(right.own)), text.device)
+    partial = PartialRanking(
+        start,
+        Standing.empty(len(text), min(top_k, len(right.best)), text.device),
+        Standing.empty(len(right.best), min(top_k, len(right.own)), text.device),
+    )
+    exact = adjust is not None or text.device.type != "cpu" or not _float32_is_float32() or scale <= 0
     first = 0
     for part in _parts(video):
-        for columns in _blocks(len(part), block_size):
-            videos = slice(first + columns.start, first + columns.stop)
-            video_units = exact_unit(part[columns])
-            for rows in _blocks(len(text), block_size):
-                tile = (exact_unit(text[rows]) @ video_units.T) * scale  # [rows, columns]
-                tiles = (tile, tile) if adjust is None else tuple(a(tile, *_indices(start, rows, videos, text.device)) for a in adjust)
-                to_video.add_later(_standing(tiles[0], own[rows], videos.start, to_video.top_scores[rows]), rows)
-                to_text.add_later(_standing(tiles[1].T, right.best[videos], start + rows.start, to_text.top_scores[videos]), videos)
+        if exact:
+            _rank_in_float64(text, part, first, right, partial, scale=scale, block_size=block_size, adjust=adjust)
+        else:
+            _rank_by_filter(text, part, first, right, partial, scale=scale)
         first += len(part)
-    return PartialRanking(start, to_video, to_text)
+    return partial
 
 
 def merge_parts(parts: Sequence[PartialRanking], right: RightScores) -> Ranking:
@@ -263,6 +266,70 @@ def check_finite(features: Tensor, names: Sequence[str], kind: str) -> None:
             f"{kind} feature of {names[bad]} is not finite ({int((~good).sum())} of {len(features)} are not); "
             "the checkpoint or the precision is broken, evaluate another checkpoint or in fp32"
         )
+
+
+def _rank_by_filter(text: Tensor, video: Tensor, first: int, right: RightScores, partial: PartialRanking, *, scale: float) -> None:
+    """Let `partial` meet the videos from `first` on; see `ranking_filter`."""
+    to_video, to_text = partial.text_to_video, partial.video_to_text
+    for columns in _blocks(len(video), _UNITS_AT_ONCE):
+        video_units = integer_unit(video[columns])
+        videos = slice(first + columns.start, first + columns.stop)
+        for rows in _blocks(len(text), _UNITS_AT_ONCE):
+            texts = slice(partial.start + rows.start, partial.start + rows.stop)
+            found = filter_ranks(
+                integer_unit(text[rows]),
+                video_units,
+                scale=scale,
+                to_video=_direction(right.own[texts], to_video, rows),
+                to_text=_direction(right.best[videos], to_text, videos),
+            )
+            to_video.add_later(_from_found(found[0], videos.start), rows)
+            to_text.add_later(_from_found(found[1], texts.start), videos)
+
+
+def _direction(right: Tensor, standing: Standing, queries: slice) -> Direction:
+    known = standing.top_scores[queries]
+    return Direction(right.numpy(), known[:, -1].numpy(), known.shape[1])
+
+
+def _from_found(found: Found, first: int) -> Standing:
+    indices = torch.from_numpy(found.top_indices)
+    return Standing(
+        torch.from_numpy(found.greater),
+        torch.from_numpy(found.equal),
+        torch.where(indices >= 0, indices + first, indices),
+        torch.from_numpy(found.top_scores),
+    )
+
+
+def _float32_is_float32() -> bool:
+    """Whether products of float32 are not allowed to round their factors to fewer bits, for which the filter has no bound."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+def _rank_in_float64(
+    text: Tensor,
+    video: Tensor,
+    first: int,
+    right: RightScores,
+    partial: PartialRanking,
+    *,
+    scale: float,
+    block_size: int,
+    adjust: tuple[Adjust, Adjust] | None,
+) -> None:
+    """Let `partial` meet the videos from `first` on, by exact products throughout."""
+    to_video, to_text = partial.text_to_video, partial.video_to_text
+    own = right.own[partial.start : partial.start + len(text)]
+    for columns in _blocks(len(video), block_size):
+        videos = slice(first + columns.start, first + columns.stop)
+        video_units = exact_unit(video[columns])
+        for rows in _blocks(len(text), block_size):
+            tile = (exact_unit(text[rows]) @ video_units.T) * scale  # [rows, columns]
+            texts = slice(partial.start + rows.start, partial.start + rows.stop)
+            tiles = (tile, tile) if adjust is None else tuple(a(tile, *_indices(texts, videos, text.device)) for a in adjust)
+            to_video.add_later(_standing(tiles[0], own[rows], videos.start, to_video.top_scores[rows]), rows)
+            to_text.add_later(_standing(tiles[1].T, right.best[videos], texts.start, to_text.top_scores[videos]), videos)
 
 
 def _standing(tile: Tensor, right: Tensor, first: int, known_top: Tensor) -> Standing:
@@ -298,9 +365,11 @@ def _blocks(size: int, block_size: int) -> list[slice]:
     return [slice(start, min(start + block_size, size)) for start in range(0, size, block_size)]
 
 
-def _indices(start: int, rows: slice, videos: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-    texts = torch.arange(start + rows.start, start + rows.stop, device=device)[:, None]
-    return texts, torch.arange(videos.start, videos.stop, device=device)[None, :]
+def _indices(texts: slice, videos: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    return (
+        torch.arange(texts.start, texts.stop, device=device)[:, None],
+        torch.arange(videos.start, videos.stop, device=device)[None, :],
+    )
 
 
 def _parts(features: Tensor | Parts) -> Parts:
