@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from dgl_scale.errors import DataError
 
-RECALL_AT = (1, 5, 10)
+RECALL_AT = (1, 5, 10, 50)
+SUMMED = (1, 5, 10)
+"""The recalls that make up RSum, by custom."""
 METRICS = (*(f"R@{k}" for k in RECALL_AT), "MdR", "MnR")
+GRADED = ("mAP", "nDCG")
+"""Where several captions are right, percent."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,7 +37,7 @@ class Difference:
 
 
 def retrieval_metrics(ranks: Floats) -> dict[str, float]:
-    """R@1, R@5, R@10 (percent of ranks at most k), median and mean rank of `[N]` ranks.
+    """R@1, R@5, R@10, R@50 (percent of ranks at most k), median and mean rank of `[N]` ranks.
 
     Raises:
         DataError: there are no ranks, or one is not finite or below 1.
@@ -55,7 +59,7 @@ def bootstrap_interval(ranks: Floats, groups: Ints, *, samples: int, seed: int) 
     _check_ranks(ranks)
     order = np.argsort(ranks, kind="stable")
     ranks, index = ranks[order], _group_index(groups)[order]
-    hits = np.stack([ranks <= k for k in RECALL_AT]).astype(np.float64)  # [3, N]
+    hits = np.stack([ranks <= k for k in RECALL_AT]).astype(np.float64)  # [recalls, N]
     drawn = {name: np.empty(samples) for name in METRICS}
     for rows, weights in _resampled_groups(int(index.max()) + 1, samples, seed):
         counts = weights[:, index]  # [resamples, N], how often each query was drawn
@@ -66,6 +70,90 @@ def bootstrap_interval(ranks: Floats, groups: Ints, *, samples: int, seed: int) 
         drawn["MnR"][rows] = counts @ ranks / total
         drawn["MdR"][rows] = _weighted_medians(ranks, counts, total)
     return {name: _interval(values) for name, values in drawn.items()}
+
+
+def metrics_with_missing(ranks: Floats, *, missing_queries: int, worst_rank: float) -> dict[str, float]:
+    """The pessimistic metrics: queries that could not be asked count as misses, with the worst rank there is.
+
+    Args:
+        ranks: `[N]` of the queries that were asked.
+        missing_queries: how many more there would be, as the split was published.
+        worst_rank: candidates of the published split, those that are missing included.
+
+    Raises:
+        DataError: `worst_rank` is better than a rank that was found, or as `retrieval_metrics`.
+    """
+    _check_ranks(ranks)
+    if worst_rank < ranks.max():
+        raise DataError(f"the worst rank of the published split is {worst_rank:g}, but a query has rank {ranks.max():g}")
+    return retrieval_metrics(np.concatenate([ranks, np.full(missing_queries, float(worst_rank))]))
+
+
+def recall_sum(to_video: Floats, to_text: Floats) -> float:
+    """RSum: R@1, R@5 and R@10 of both directions added up; at most 600."""
+    return sum(retrieval_metrics(ranks)[f"R@{k}"] for ranks in (to_video, to_text) for k in SUMMED)
+
+
+def recall_sum_interval(to_video: Floats, to_text: Floats, target: Ints, *, samples: int, seed: int) -> list[float]:
+    """95% interval of `recall_sum`; videos are resampled, with both directions of each.
+
+    Args:
+        to_video: `[Q]` ranks, `to_text`: `[V]` ranks.
+        target: `[Q]`, the video of each caption, 0 to V - 1, each at least once.
+    """
+    drawn = np.zeros(samples)
+    for ranks, groups in ((to_video, target), (to_text, np.arange(len(to_text)))):
+        for k in SUMMED:
+            # Of one seed and as many groups, the resamples are the same for all terms.
+            drawn += 100 * _resampled_means((ranks <= k).astype(np.float64), groups, samples, seed)
+    return _interval(drawn)
+
+
+def average_precisions(above: Ints, equal: Ints, target: Ints) -> Floats:
+    """Average precision of each video as a query whose right answers are its own captions, `[V]`, 0 to 1.
+
+    For the captions R of a video, all of them counted as candidates of each other,
+
+        AP = 1/|R| * sum over c in R of  |{c' in R: s(c') >= s(c)}| / |{c': s(c') >= s(c)}|
+
+    so that captions that tie share the precision at the end of their tie (scikit-learn's label ranking average
+    precision). A constant model gets |R| / Q. mAP is the mean over videos.
+
+    Args:
+        above, equal: `[Q]`, from `own_captions.own_caption_standing`.
+        target: `[Q]`, the video of each caption.
+    """
+    reached = above + equal  # candidates down to the end of the caption's tie
+    order = np.lexsort((reached, target))
+    sizes = np.bincount(target)
+    starts = np.repeat(sizes.cumsum() - sizes, sizes)
+    _, tie, count = np.unique(np.stack([target, reached])[:, order], axis=1, return_inverse=True, return_counts=True)
+    right_reached = count.cumsum()[tie.reshape(-1)] - starts
+    return np.bincount(target[order], weights=right_reached / reached[order]) / sizes
+
+
+def discounted_gains(above: Ints, equal: Ints, target: Ints) -> Floats:
+    """nDCG of each video as a query whose right answers are its own captions, `[V]`, 0 to 1, over the whole ranking.
+
+    With gain 1 for each own caption R and none for the others,
+
+        nDCG = sum over c in R of d(c)  /  sum over i = 1 … |R| of 1 / log2(i + 1)
+
+    where d(c) is 1 / log2(rank + 1), averaged over the ranks that the caption's tie takes up (McSherry and Najork, 2008).
+
+    Args:
+        above, equal: `[Q]`, from `own_captions.own_caption_standing`.
+        target: `[Q]`, the video of each caption.
+    """
+    total = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, len(target) + 2)))])  # of ranks 1 … i
+    discounts = (total[above + equal] - total[above]) / equal
+    gains: Floats = np.bincount(target, weights=discounts) / total[np.bincount(target)]
+    return gains
+
+
+def mean_with_interval(values: Floats, *, samples: int, seed: int) -> tuple[float, list[float]]:
+    """Mean in percent of a value a video, and its 95% interval."""
+    return float(100 * values.mean()), _interval(100 * _resampled_means(values, np.arange(len(values)), samples, seed))
 
 
 def paired_bootstrap(ranks_a: Floats, ranks_b: Floats, groups: Ints, *, samples: int, seed: int) -> Difference:

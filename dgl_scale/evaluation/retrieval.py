@@ -3,12 +3,24 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dgl_scale.config import EvaluationConfig
 from dgl_scale.evaluation.features import Features
-from dgl_scale.evaluation.metrics import bootstrap_interval, pair_accuracy, retrieval_metrics
+from dgl_scale.evaluation.metrics import (
+    Ints,
+    average_precisions,
+    bootstrap_interval,
+    discounted_gains,
+    mean_with_interval,
+    pair_accuracy,
+    recall_sum,
+    recall_sum_interval,
+    retrieval_metrics,
+)
+from dgl_scale.evaluation.own_captions import own_caption_standing
 from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
 from dgl_scale.evaluation.rescoring import dual_softmax
 from dgl_scale.evaluation.unit_vectors import pair_scores
@@ -21,8 +33,8 @@ class Retrieval:
     """What an evaluation found.
 
     Attributes:
-        figures: `text_to_video`, `video_to_text` (each with its `interval`), `rerank`, `queries`, `videos` and,
-            where the split has twins, `pair_accuracy`.
+        figures: `text_to_video`, `video_to_text` (each with its `interval`; the latter with `mAP` and `nDCG` where videos have
+            several captions), `RSum`, `RSum_interval`, `rerank`, `queries`, `videos` and, where the split has twins, `pair_accuracy`.
         ranking: per query.
     """
 
@@ -62,16 +74,27 @@ def evaluate_features(features: Features, evaluation: EvaluationConfig, *, twins
         DataError: as `rank_both_directions`.
     """
     ranking = rank_features(features, evaluation)
-    videos = torch.arange(len(features.keys))
+    target, samples = features.video_index.numpy(), evaluation.bootstrap_samples
+    ranks = {name: getattr(ranking, name).ranks.numpy() for name in DIRECTIONS}
     figures: dict[str, Any] = {}
-    for name, groups in zip(DIRECTIONS, (features.video_index, videos), strict=True):
-        ranks = getattr(ranking, name).ranks.numpy()
-        interval = bootstrap_interval(ranks, groups.numpy(), samples=evaluation.bootstrap_samples, seed=seed)
-        figures[name] = {**retrieval_metrics(ranks), "interval": interval}
+    for name, groups in zip(DIRECTIONS, (target, np.arange(len(features.keys))), strict=True):
+        interval = bootstrap_interval(ranks[name], groups, samples=samples, seed=seed)
+        figures[name] = {**retrieval_metrics(ranks[name]), "interval": interval}
+    figures["RSum"] = recall_sum(ranks["text_to_video"], ranks["video_to_text"])
+    figures["RSum_interval"] = recall_sum_interval(ranks["text_to_video"], ranks["video_to_text"], target, samples=samples, seed=seed)
+    if len(target) > len(features.keys):
+        above, equal = own_caption_standing(features.text, features.video, features.video_index)
+        add_graded(figures["video_to_text"], above, equal, target, samples=samples, seed=seed)
     figures["rerank"] = {"dual_softmax": _dual_softmax_metrics(features, evaluation)}
-    if pairs := twin_accuracy(features, twins, samples=evaluation.bootstrap_samples, seed=seed):
+    if pairs := twin_accuracy(features, twins, samples=samples, seed=seed):
         figures["pair_accuracy"] = pairs
     return Retrieval({**figures, "queries": len(features.text), "videos": len(features.keys)}, ranking)
+
+
+def add_graded(figures: dict[str, Any], above: Ints, equal: Ints, target: Ints, *, samples: int, seed: int) -> None:
+    """Put mAP and nDCG (percent) with their intervals into video-to-text figures, where videos have several captions."""
+    for name, values in (("mAP", average_precisions(above, equal, target)), ("nDCG", discounted_gains(above, equal, target))):
+        figures[name], figures["interval"][name] = mean_with_interval(values, samples=samples, seed=seed)
 
 
 def twin_accuracy(features: Features, twins: dict[str, str], *, samples: int, seed: int) -> dict[str, Any] | None:

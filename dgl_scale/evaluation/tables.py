@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dgl_scale.evaluation.metrics import METRICS
+from dgl_scale.evaluation.metrics import GRADED, METRICS
 from dgl_scale.evaluation.retrieval import DIRECTIONS
 
 
@@ -14,18 +14,24 @@ def print_results(results: dict[str, Any]) -> None:
     console = Console(highlight=False)
     table = Table(title=f"{results['queries']} captions, {results['videos']} videos, split {results['split']}", title_justify="left")
     table.add_column("direction")
-    for name in METRICS:
+    columns = [name for name in (*METRICS, *GRADED) if any(name in results[direction] for direction in DIRECTIONS)]
+    for name in columns:
         table.add_column(name, justify="right")
     for direction in DIRECTIONS:
         values = results[direction]
-        cells = [f"{values[name]:.1f}\n{_interval(values['interval'][name])}" for name in METRICS]
+        cells = [f"{values[name]:.1f}\n{_interval(values['interval'][name])}" if name in values else "" for name in columns]
         table.add_row(direction.replace("_", "-"), *cells)
     for name, directions in results["rerank"].items():
         for direction in DIRECTIONS:
-            table.add_row(
-                f"{direction.replace('_', '-')}\n  + {name.replace('_', ' ')}", *(f"{directions[direction][m]:.1f}" for m in METRICS)
-            )
+            if values := directions.get(direction):
+                cells = [f"{values[column]:.1f}" if column in values else "" for column in columns]
+                table.add_row(f"{direction.replace('_', '-')}\n  + {name.replace('_', ' ')}", *cells)
     console.print(table)
+    if "RSum" in results:
+        console.print(f"RSum {results['RSum']:.1f} ({_interval(results['RSum_interval'])})")
+    if bank := results["rerank"].get("qb_norm"):
+        origin = f"β {bank['beta']:g} (by {bank['beta_chosen_on']}), k {bank['k']}, θ {bank['theta']}"
+        console.print(f"QB-Norm: {origin}, bank of {bank['bank']:,} training captions")
     if pairs := results.get("pair_accuracy"):
         parts = [f"{d.replace('_', '-')} {pairs[d]['accuracy']:.1f}% ({_interval(pairs[d]['interval'])})" for d in DIRECTIONS]
         console.print(f"twin pairs told apart ({pairs['pairs']} pairs, chance 50%): {', '.join(parts)}")
