@@ -18,7 +18,7 @@ from dgl_scale.evaluation.retrieval import DIRECTIONS
 from dgl_scale.storage.urls import is_url
 
 MAX_QUERIES = 1000
-MAX_STRIP_BYTES = 7_000_000
+MAX_STRIP_BYTES = 6_500_000
 _TOP = 5
 _MANY_CLIPS = 300
 
@@ -44,7 +44,7 @@ def query_gallery(queries: QuerySet, *, max_queries: int = MAX_QUERIES, max_byte
     to_video, to_text = (queries.answers[direction] for direction in DIRECTIONS)
     shown = queries.shown
     order = _spread_over_ranks(to_video[shown])[:max_queries]
-    strips = _Strips(queries.evaluations[shown], len(_keys_of(to_video, order)), max_bytes)
+    strips = _Strips([queries.evaluations[shown], *queries.evaluations], len(_keys_of(to_video, order)), max_bytes)
     chosen = strips.take_while_they_fit((i, _keys_of(to_video, [i])) for i in order)
     of_clips = [i for i, row in enumerate(to_text[shown]) if row["key"] in strips.known]
     captions, clips, first = _Numbered(), _Numbered(), _first_captions(to_video[shown])
@@ -75,9 +75,12 @@ class _Numbered:
 
 
 class _Strips:
-    """Film strips in base64 by key, each made once; without the shards there are none, and `notes` says why."""
+    """Film strips in base64 by key, each made once, from the shards of the first evaluation whose shards are there.
 
-    def __init__(self, evaluated: Evaluated, num_clips: int, max_bytes: int) -> None:
+    Where there are none, so are no strips, and `notes` says why.
+    """
+
+    def __init__(self, evaluations: Sequence[Evaluated], num_clips: int, max_bytes: int) -> None:
         self.known: dict[str, tuple[str | None, int, int]] = {}
         self._form: StripFormat = FINE if num_clips <= _MANY_CLIPS else SMALL
         self._left = max_bytes
@@ -85,18 +88,20 @@ class _Strips:
         self._reader: SampleReader | None = None
         self._position: dict[str, int] = {}
         self._no_shards = ""
-        try:
-            index = _load_evaluated_split(evaluated)
-        except DglError as error:
-            self._no_shards = str(error)
-            return
-        self._position = {str(key): i for i, key in enumerate(index.keys)}
-        self._reader = SampleReader(index)
+        for evaluated in evaluations:
+            try:
+                index = _load_evaluated_split(evaluated)
+            except DglError as error:
+                self._no_shards = self._no_shards or str(error)
+                continue
+            self._position = {str(key): i for i, key in enumerate(index.keys)}
+            self._reader = SampleReader(index)
+            break
 
     @property
     def notes(self) -> list[str]:
         """Why clips are not shown."""
-        if self._no_shards:
+        if self._reader is None:
             return [f"No clips are shown: {self._no_shards}."]
         return [f"{len(self._lost):,} clips are not shown. The first: {self._lost[0]}."] if self._lost else []
 

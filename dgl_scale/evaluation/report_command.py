@@ -45,6 +45,8 @@ def _write(arguments: argparse.Namespace) -> int:
     )
     runs = list(dict.fromkeys(one.run_folder.name for one in evaluations))
     title = arguments.title or f"Text-video retrieval: {', '.join(runs) if len(runs) <= _MAX_NAMES else f'{len(runs)} runs'}"
+    if sys.stderr.isatty():
+        sys.stderr.write("reading the clips of the queries; a thousand take about half a minute\n")
     report = build_report(evaluations, title=title, baseline=baseline, max_queries=arguments.queries or MAX_QUERIES)
     written = {"report": arguments.output or arguments.runs[0] / "report.html"}
     write_report(written["report"], report)

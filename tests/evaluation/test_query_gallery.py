@@ -98,6 +98,16 @@ def test_without_the_evaluated_shards_there_are_captions_but_no_clips(queries: Q
     assert query_gallery(queries)["notes"] == [f"No clips are shown: the shards at {split} have changed since the evaluation."]
 
 
+def test_the_shards_of_any_of_the_evaluations_will_do(queries: QuerySet, split: Path, tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "frozen", write_split(tmp_path / "copy" / "test", [make_sample(i) for i in range(11)]), noise=3.0, latent_space=None
+    )
+    split.rename(split.with_name("moved"))
+    content = query_gallery(group_by_queries(load_evaluations([tmp_path / "frozen", tmp_path / "good"]))[0])
+    assert content["notes"] == []
+    assert all(clip[2] for clip in content["clips"])
+
+
 def test_a_damaged_sample_costs_its_own_picture_only(queries: QuerySet, split: Path) -> None:
     tar = split / "tiny-test-000000.tar"
     content = bytearray(tar.read_bytes())
