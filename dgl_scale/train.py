@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, build, train; returns the exit code."""
     parser = config_parser("train", "Train DGL prompts over a frozen CLIP with DeepSpeed.")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build all, take a step of the largest shape, say memory and time; leaves nothing"
+    )
     arguments = parse_arguments(parser, argv)
 
     def work() -> int:
@@ -32,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.show_config:
             return show_config(config)
         # Imported here so that --help and --show-config stay instant.
+        from dgl_scale.training.dry_run import dry_run
         from dgl_scale.training.engine import start_distributed, stop_distributed
         from dgl_scale.training.rendezvous import launch_facts
         from dgl_scale.training.run import run_training
@@ -41,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = start_distributed(arguments.device, launch_facts(config), config.training.rendezvous_timeout_s)
         in_step = False
         try:
-            run_training(config, device, stop, build_validation)
+            if arguments.dry_run:
+                dry_run(config, device)
+            else:
+                run_training(config, device, stop, build_validation)
             in_step = True
         except Interrupted:
             in_step = True

@@ -30,6 +30,7 @@ from dgl_scale.training.checkpoint_store import CheckpointStore
 from dgl_scale.training.engine import TrainingEngine
 from dgl_scale.training.guards import FrozenWeights
 from dgl_scale.training.loop import Trainer, resume, train
+from dgl_scale.training.memory import is_out_of_memory, memory_error
 from dgl_scale.training.progress import RunSize
 from dgl_scale.training.step import Inputs
 from dgl_scale.training.stop import StopRequest
@@ -50,12 +51,11 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     """
     if config.data.train is None and config.data.streaming is None:
         raise ConfigError("data.train is missing: the folder or address of the training split's shards (or data.streaming)")
-    if config.model.latent_space is None:
-        raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
-    places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
-    micro_batch_size, accumulation_steps = places[0].stop - places[0].start, len(places)
+    micro_batch_size, accumulation_steps = rank_sizes(config)
+    # Before a folder is made and weights are fetched.
+    index = load_split(str(config.data.train), config.data.exclude, config.data.cache) if config.data.streaming is None else None
     run_folder = Path(config.output).expanduser() / config.name
-    precision = _precision(config.training.precision, run_folder, device)
+    precision = choose_precision(config.training.precision, run_folder, device)
     config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
     distributed.start_control_group()
     lock = _lock_folder(run_folder) if distributed.is_main() else None
@@ -63,7 +63,7 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     try:
         model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
         model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
-        trainer = _build_trainer(config, model, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
+        trainer = _build_trainer(config, model, index, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
         _announce(trainer, model, micro_batch_size, accumulation_steps)
         if distributed.is_main():
             remove_leftovers(run_folder)
@@ -79,6 +79,8 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
             frozen.check()
         return last
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise memory_error(config, micro_batch_size, device) from error
         if not distributed.is_lost_peer(error):
             raise
         reason = str(error).splitlines()[0]
@@ -89,9 +91,22 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
             os.close(lock)
 
 
+def rank_sizes(config: RunConfig) -> tuple[int, int]:
+    """Micro-batch size and accumulation steps of each rank.
+
+    Raises:
+        ConfigError: the ranks cannot share the global batch equally, or there is nothing to train.
+    """
+    if config.model.latent_space is None:
+        raise ConfigError("model.latent_space is null: a frozen CLIP has nothing to train; choose linear or transformer")
+    places = rank_places(config.training.global_batch_size, distributed.rank(), distributed.world_size(), config.training.micro_batch_size)
+    return places[0].stop - places[0].start, len(places)
+
+
 def _build_trainer(
     config: RunConfig,
     model: DGL,
+    index: SplitIndex | None,
     run_folder: Path,
     device: torch.device,
     stop: StopRequest,
@@ -101,7 +116,7 @@ def _build_trainer(
 ) -> Trainer:
     training, data = config.training, config.data
     tokenizer = load_tokenizer(config.model.clip, data.max_words)
-    loader = _build_loader(config, tokenizer, model.image_size, micro)
+    loader = build_loader(config, index, tokenizer, model.image_size, micro)
     total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
     inputs = Inputs(device, model.image_mean, model.image_std, float(model.logit_scale.exp()))
     validation = load_split(data.validation, cache=data.cache) if data.validation else None
@@ -143,7 +158,10 @@ def _run_size(config: RunConfig, model: DGL, total_steps: int, device: torch.dev
     return RunSize(total_steps, config.training.global_batch_size, flops, config.training.peak_tflops or known)
 
 
-def _build_loader(config: RunConfig, tokenizer: Tokenizer, image_size: int, micro: int) -> TrainLoader | StreamLoader:
+def build_loader(
+    config: RunConfig, index: SplitIndex | None, tokenizer: Tokenizer, image_size: int, micro: int
+) -> TrainLoader | StreamLoader:
+    """The micro-batches of this rank: of the index's split, or of `data.streaming` where there is no index."""
     data = config.data
     options: dict[str, Any] = {
         "num_frames": config.model.num_frames,
@@ -158,13 +176,14 @@ def _build_loader(config: RunConfig, tokenizer: Tokenizer, image_size: int, micr
         "prefetch": data.prefetch,
         "stall_timeout_s": data.stall_timeout_s,
     }
-    if data.streaming is not None:
-        return StreamLoader(data.streaming, tokenizer, image_size, **options)
-    index = load_split(str(data.train), data.exclude, data.cache)
-    return TrainLoader(index, tokenizer, image_size, last_batch=data.last_batch, **options)
+    if index is not None:
+        return TrainLoader(index, tokenizer, image_size, last_batch=data.last_batch, **options)
+    if data.streaming is None:
+        raise ValueError("neither an index nor data.streaming")
+    return StreamLoader(data.streaming, tokenizer, image_size, **options)
 
 
-def _precision(wanted: str, run_folder: Path, device: torch.device) -> Precision:
+def choose_precision(wanted: str, run_folder: Path, device: torch.device) -> Precision:
     """The compute type of the run, the same on all ranks; `auto` is what the run began with, else the fastest here."""
     if wanted != "auto":
         return cast(Precision, wanted)
