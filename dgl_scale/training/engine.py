@@ -348,8 +348,11 @@ def _own_gpu() -> torch.device:
 
 def _import_deepspeed(use_cuda: bool) -> Any:
     import logging
+    import warnings
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls functions that torch has renamed, in each step of stage 3.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     import deepspeed
 
     if not use_cuda:
