@@ -16,6 +16,7 @@ _COMMANDS = {
     "report": ("dgl_scale.evaluation.report_command", "write a run's HTML report"),
     "metrics": ("dgl_scale.evaluation.metrics_command", "retrieval metrics of a similarity matrix"),
     "prompts": ("dgl_scale.prompts", "look into prompts files; import and export published checkpoints"),
+    "doctor": ("dgl_scale.doctor.command", "check this machine, an output folder and the hosts of a launch"),
     "bench": ("dgl_scale.bench.command", "measure a claim of speed beside its rival or its limit"),
 }
 # These run as processes of their own: the shard tools load no torch, and dgl_scale does not depend on them.

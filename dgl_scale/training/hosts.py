@@ -1,6 +1,7 @@
 """Hosts of a launch: the hostfile that `deepspeed` reads, and why a host cannot be reached."""
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -57,23 +58,24 @@ def why_unreachable(host: str, *, timeout_s: float) -> str | None:
         return (error.strerror or str(error)).lower()
 
 
-def why_no_ssh(host: str, command: Sequence[str], *, timeout_s: float, ssh_arguments: Sequence[str] = ()) -> str | None:
-    """Why `command` cannot be run on the host by ssh without a password, as `deepspeed` would, or None.
+def run_by_ssh(host: str, command: Sequence[str], *, timeout_s: float, ssh_arguments: Sequence[str] = ()) -> tuple[str, str | None]:
+    """What `command` prints on the host, run by ssh without a password as `deepspeed` would; and why that failed, or None.
 
     Args:
         ssh_arguments: as in PDSH_SSH_ARGS_APPEND.
     """
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(timeout_s))}"]
+    words = ["ssh", *options, *ssh_arguments, "--", host, shlex.join(command)]
     try:
-        done = subprocess.run(
-            ["ssh", *options, *ssh_arguments, host, *command], capture_output=True, text=True, timeout=3 * timeout_s, check=False
-        )
+        done = subprocess.run(words, capture_output=True, text=True, timeout=6 * timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return f"no answer within {3 * timeout_s:g} s"
+        return "", f"no answer within {6 * timeout_s:g} s"
+    except OSError as error:
+        return "", f"ssh cannot be started: {error.strerror}"
     if done.returncode == 0:
-        return None
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return said[-1] if said else f"{command[0]} ended with {done.returncode}"
+        return done.stdout, None
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return done.stdout, said[-1] if said else f"{command[0]} ended with {done.returncode}"
 
 
 def _ssh_address(host: str) -> tuple[str, int]:

@@ -31,7 +31,7 @@ def describe_launch(environment: MutableMapping[str, str]) -> None:
     elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         _describe_slurm_step(environment)
     else:
-        port = str(_free_port())
+        port = str(free_port())
         environment.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
     if missing := [name for name in _NEEDED if not environment.get(name)]:
         raise ConfigError(f"the launcher set RANK but not {', '.join(missing)}; set all of {', '.join(_NEEDED)}, or none")
@@ -74,7 +74,8 @@ def _describe_slurm_step(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("MASTER_PORT", str(_FIRST_PORT + number % _NUM_PORTS))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that was free a moment ago."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
