@@ -10,6 +10,7 @@ from dgl_scale.errors import ExitCode
 # Claim to (module with `main(argv) -> int`, what it measures).
 _BENCHMARKS = {
     "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
+    "ranking": ("dgl_scale.bench.ranking", "exact ranks of both directions beside the bare matrix product and other ways to rank"),
 }
 # A process of its own, as all shard tools: dgl_scale does not depend on them.
 _SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {

@@ -21,6 +21,7 @@ GRADED = ("mAP", "nDCG")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 _INTERVAL_PERCENT = (2.5, 97.5)
 _RESAMPLES_PER_CHUNK = 64
@@ -28,7 +29,7 @@ _RESAMPLES_PER_CHUNK = 64
 
 @dataclass(frozen=True)
 class Difference:
-    """R@1 of A minus R@1 of B on the same queries, in points, with a 95% interval and a two-sided bootstrap p value."""
+    """R@k of A minus R@k of B on the same queries, in points, with a 95% interval and a two-sided bootstrap p value."""
 
     difference: float
     low: float
@@ -156,22 +157,43 @@ def mean_with_interval(values: Floats, *, samples: int, seed: int) -> tuple[floa
     return float(100 * values.mean()), _interval(100 * _resampled_means(values, np.arange(len(values)), samples, seed))
 
 
-def paired_bootstrap(ranks_a: Floats, ranks_b: Floats, groups: Ints, *, samples: int, seed: int) -> Difference:
-    """Difference of R@1 between two models on the same queries; queries and groups as in `bootstrap_interval`.
+def paired_bootstrap(ranks_a: Floats, ranks_b: Floats, groups: Ints, *, samples: int, seed: int, recall_at: int = 1) -> Difference:
+    """Difference of R@k between two models on the same queries; queries and groups as in `bootstrap_interval`.
 
     Raises:
         DataError: the two have different numbers of queries.
     """
-    if len(ranks_a) != len(ranks_b):
-        raise DataError(f"cannot compare {len(ranks_a)} queries with {len(ranks_b)}; both models must answer the same ones")
-    _check_ranks(ranks_a)
-    _check_ranks(ranks_b)
-    gain = (ranks_a <= 1).astype(np.float64) - (ranks_b <= 1)
+    gain = _gain(ranks_a, ranks_b, recall_at)
     drawn = 100 * _resampled_means(gain, groups, samples, seed)
     low, high = _interval(drawn)
     # One is added to both counts: a finite number of resamples never proves a probability of zero.
     one_sided = min(int((drawn <= 0).sum()), int((drawn >= 0).sum())) + 1
     return Difference(float(100 * gain.mean()), low, high, min(1.0, 2 * one_sided / (samples + 1)))
+
+
+def permutation_test(ranks_a: Floats, ranks_b: Floats, groups: Ints, *, samples: int, seed: int, recall_at: int = 1) -> float:
+    """Two-sided p value of "A and B are exchangeable", by the difference of R@k; same arguments as `paired_bootstrap`.
+
+    In each of `samples` permutations the ranks of A and B are exchanged for a random half of the videos.
+    """
+    gains = np.bincount(_group_index(groups), weights=_gain(ranks_a, ranks_b, recall_at))
+    generator = np.random.default_rng(seed)
+    extreme = 0
+    for start in range(0, samples, _RESAMPLES_PER_CHUNK):
+        size = min(_RESAMPLES_PER_CHUNK, samples - start)
+        signs = generator.integers(0, 2, (size, len(gains))) * 2.0 - 1
+        # Sums of small whole numbers are exact, so that equality is one.
+        extreme += int((np.abs(signs @ gains) >= abs(gains.sum())).sum())
+    return (extreme + 1) / (samples + 1)
+
+
+def _gain(ranks_a: Floats, ranks_b: Floats, recall_at: int) -> Floats:
+    """`[N]`: 1 where only A has the query among its first k, -1 where only B has."""
+    if len(ranks_a) != len(ranks_b):
+        raise DataError(f"cannot compare {len(ranks_a)} queries with {len(ranks_b)}; both models must answer the same ones")
+    _check_ranks(ranks_a)
+    _check_ranks(ranks_b)
+    return (ranks_a <= recall_at).astype(np.float64) - (ranks_b <= recall_at)
 
 
 def pair_accuracy(right: Floats, wrong: Floats, pairs: Ints, *, samples: int, seed: int) -> dict[str, float | list[float]]:

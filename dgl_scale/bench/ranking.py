@@ -1,0 +1,191 @@
+"""`dgl-scale bench ranking`: exact ranks of both directions beside the bare matrix product and beside other ways to rank.
+
+Limits: the product of the features alone, in float32 and in float64, a block of rows at a time into one buffer. Rivals, at
+`--rivals-size` since they hold whole matrices: the way of the published code (whole matrix, sort each row, find the
+right score in it; both directions), and the chunked way of open_clip's newer releases, written anew from its description
+(a chunk of scores, count those above the right one; both directions; ties are not counted), which open_clip 3 does not ship.
+"""
+
+import math
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from dgl_scale.entry import Parser, positive_int, run_command
+from dgl_scale.errors import ExitCode
+from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
+from dgl_scale.files import write_json
+
+_ROWS = 1024
+_NOISE = 6.0
+"""Of a caption against its video: R@1 is then near 50% among 20,000."""
+_SAMPLE_S = 0.01
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender.
+
+    Attributes:
+        seconds: the fastest round.
+        entries_per_second: of the similarity matrix.
+        cpu_seconds: of the round that took least, all threads together; steadier than seconds where others use the machine.
+        peak_bytes: resident memory above that before it began, features not counted; the most of all rounds.
+    """
+
+    name: str
+    size: int
+    seconds: float
+    all_seconds: list[float]
+    cpu_seconds: float
+    entries_per_second: float
+    peak_bytes: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, measure, print; returns the exit code."""
+    parser = Parser(prog="dgl-scale bench ranking", description="Exact ranking beside the bare matrix product and other ways to rank.")
+    parser.add_argument("--size", type=positive_int, default=20_000, help="captions and videos (100000 takes half an hour on two cores)")
+    parser.add_argument("--width", type=positive_int, default=512, help="components of a feature")
+    parser.add_argument("--top-k", type=positive_int, default=10)
+    parser.add_argument(
+        "--rivals-size", type=positive_int, default=5_000, help="captions and videos of the rivals, which hold whole matrices"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=3, help="each contender once a round, the fastest counts")
+    parser.add_argument("--threads", type=positive_int, default=None, help="CPU threads (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _run(arguments), debug=arguments.debug)
+
+
+def _run(arguments: Namespace) -> int:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    measurements = measure(arguments.size, arguments.width, arguments.top_k, min(arguments.rivals_size, arguments.size), arguments.rounds)
+    sys.stdout.write(f"{arguments.size:,} captions x {arguments.size:,} videos x {arguments.width}, {torch.get_num_threads()} threads\n")
+    sys.stdout.write(_table(measurements))
+    if arguments.json:
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        write_json(arguments.json, {"arguments": plain, "measurements": [asdict(one) for one in measurements]})
+    return ExitCode.DONE
+
+
+def measure(size: int, width: int, top_k: int, rivals_size: int, rounds: int) -> list[Measurement]:
+    """All contenders, in turn within each round; the first is the ranking, the second its limit."""
+    text, video = make_features(size, width, _NOISE)
+    far, _ = make_features(size, width, 1e4)
+    few = text[:rivals_size], video[:rivals_size]
+    contenders: list[tuple[str, int, Callable[[], object]]] = [
+        ("exact ranking", size, lambda: _rank(text, video, top_k)),
+        ("bare product, float32", size, lambda: _products(text, video)),
+        ("exact ranking, untrained features", size, lambda: _rank(far, video, top_k)),
+        ("bare product, float64", size, lambda: _products(text.double(), video.double())),
+        ("whole matrix, sorted", rivals_size, lambda: ranks_by_sorting(*few)),
+        ("chunks, counted", rivals_size, lambda: ranks_by_chunks(*few)),
+    ]
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in contenders}
+    cpu: dict[str, float] = dict.fromkeys(seconds, math.inf)
+    peaks: dict[str, int] = dict.fromkeys(seconds, 0)
+    for _ in range(rounds):
+        for name, _, run in contenders:
+            with _PeakMemory() as memory:
+                start, cpu_start = time.perf_counter(), time.process_time()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+                cpu[name] = min(cpu[name], time.process_time() - cpu_start)
+            peaks[name] = max(peaks[name], memory.bytes)
+    found = []
+    for name, n, _ in contenders:
+        fastest = min(seconds[name])
+        found.append(Measurement(name, n, fastest, seconds[name], cpu[name], n * n / fastest, peaks[name]))
+    return found
+
+
+def make_features(size: int, width: int, noise: float) -> tuple[Tensor, Tensor]:
+    """Random videos, and captions that are their video plus noise."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(size, width, generator=generator)
+    return video + noise * torch.randn(size, width, generator=generator), video
+
+
+def ranks_by_sorting(text: Tensor, video: Tensor) -> tuple[Any, Any]:
+    """The published code's way, for caption i and video i: 0 is best; a tie is counted several times."""
+    matrix = (torch.nn.functional.normalize(text) @ torch.nn.functional.normalize(video).T).numpy()
+
+    def positions(scores: Any) -> Any:
+        ordered = np.sort(-scores, axis=1)
+        difference = ordered - np.diag(-scores)[:, None]
+        return np.where(difference == 0)[1]
+
+    return positions(matrix), positions(matrix.T)
+
+
+def ranks_by_chunks(text: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Chunks of scores of each direction, and how many are above the right one: 0 is best; float32 decides."""
+    units = torch.nn.functional.normalize(text), torch.nn.functional.normalize(video)
+    right = (units[0] * units[1]).sum(dim=1)
+
+    def counts(queries: Tensor, candidates: Tensor) -> Tensor:
+        chunks = zip(torch.split(queries, _ROWS), torch.split(right, _ROWS), strict=True)
+        return torch.cat([(chunk @ candidates.T > score[:, None]).sum(dim=1) for chunk, score in chunks])
+
+    return counts(*units), counts(*units[::-1])
+
+
+def _rank(text: Tensor, video: Tensor, top_k: int) -> Ranking:
+    return rank_both_directions(text, video, torch.arange(len(text)), scale=100.0, block_size=_ROWS, top_k=top_k)
+
+
+def _products(text: Tensor, video: Tensor) -> None:
+    buffer = torch.empty(_ROWS, len(video), dtype=text.dtype)
+    for rows in torch.split(text, _ROWS):
+        torch.mm(rows, video.T, out=buffer[: len(rows)])
+
+
+class _PeakMemory:
+    """The most resident memory of this process above that at the start, looked at a hundred times a second."""
+
+    bytes = 0
+
+    def __enter__(self) -> "_PeakMemory":
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_SAMPLE_S):
+            self.bytes = max(self.bytes, self._process.memory_info().rss - self._before)
+
+
+def _table(measurements: Sequence[Measurement]) -> str:
+    limit = next(one for one in measurements if one.name == "bare product, float32")
+    titles = f"{'size':>9}{'seconds':>10}{'CPU s':>9}{'M entries/s':>13}{'of product':>12}{'in CPU time':>13}{'memory MB':>11}"
+    lines = [f"  {'':<34}{titles}"]
+    for one in measurements:
+        entries, rate = one.size**2 / limit.size**2, one.entries_per_second / 1e6
+        share, cpu_share = one.entries_per_second / limit.entries_per_second, entries * limit.cpu_seconds / one.cpu_seconds
+        times = f"{one.size:>9,}{one.seconds:>10.2f}{one.cpu_seconds:>9.2f}"
+        lines.append(f"  {one.name:<34}{times}{rate:>13.1f}{100 * share:>11.1f}%{100 * cpu_share:>12.1f}%{one.peak_bytes / 1e6:>11.0f}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

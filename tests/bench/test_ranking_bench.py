@@ -1,0 +1,32 @@
+"""The rivals rank as they should, where nothing ties, and the command writes what it measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgl_scale.bench.ranking import main, make_features, ranks_by_chunks, ranks_by_sorting
+from dgl_scale.evaluation.ranks import rank_both_directions
+
+
+def test_rivals_agree_with_the_exact_ranking_where_nothing_ties() -> None:
+    text, video = make_features(150, 16, 1.0)
+    exact = rank_both_directions(text, video, torch.arange(150), scale=1.0, block_size=64, top_k=1)
+    by_chunks, by_sorting = ranks_by_chunks(text, video), ranks_by_sorting(text, video)
+    # Each rival decides in float32 and by its own summation: a rank may be off by one here and there.
+    for direction, chunks, positions in zip(("text_to_video", "video_to_text"), by_chunks, by_sorting, strict=True):
+        ranks = getattr(exact, direction).ranks - 1
+        assert (ranks - chunks).abs().max() <= 1
+        assert (ranks - torch.from_numpy(positions)).abs().max() <= 1
+    assert exact.text_to_video.ranks.max() > 1
+
+
+def test_the_command_prints_ratios_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--size", "60", "--rivals-size", "40", "--width", "8", "--rounds", "1", "--json", str(tmp_path / "figures.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "60 captions x 60 videos x 8" in printed
+    assert "100.0%" in printed
+    written = json.loads((tmp_path / "figures.json").read_text())["measurements"]
+    assert [one["size"] for one in written] == [60, 60, 60, 60, 40, 40]
+    assert all(one["seconds"] > 0 and one["name"] in printed for one in written)
