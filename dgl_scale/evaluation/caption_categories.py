@@ -7,8 +7,8 @@ CATEGORIES = {
     "short": f"up to {_SHORT} words",
     "medium": f"{_SHORT + 1} to {_MEDIUM} words",
     "long": f"{_MEDIUM + 1} words or more",
-    "time": "words of order in time: before, after, then …",
-    "place": "words of place: left, right, above …",
+    "time": "before, after, then …",
+    "place": "left, right, above …",
 }
 """Each category and what it means."""
 

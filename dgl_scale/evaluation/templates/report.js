@@ -223,7 +223,7 @@
     fill("set", data.sets.map((set, number) => [String(number), set.name]), "0");
     byId("set").parentElement.hidden = data.sets.length < 2;
     byId("length").append(...LENGTHS.map((name) => element("option", { value: name }, name + ": " + data.categories[name])));
-    byId("words").append(...ABOUT.map((name) => element("option", { value: name }, data.categories[name])), element("option", { value: "neither" }, "neither of these"));
+    byId("words").append(...ABOUT.map((name) => element("option", { value: name }, name + ": " + data.categories[name])), element("option", { value: "neither" }, "neither"));
     const start = () => {
       chooseSet(0);
       initial = Object.fromEntries(CONTROLS.map((id) => [id, byId(id).value]));
