@@ -22,28 +22,9 @@ from dgl_scale.evaluation.ranks import (
     right_scores,
 )
 from dgl_scale.evaluation.unit_vectors import exact_unit, pair_scores
+from tests.reference.exact_ranking import full_matrix, literal_ranks
 
 SCALE = 100.0
-
-
-def literal_ranks(similarity: Tensor, target: list[int]) -> tuple[list[float], list[float]]:
-    """METHOD's sentence, word for word, over a full matrix `[Q, V]`."""
-    text_to_video = []
-    for query, right in enumerate(target):
-        score = similarity[query, right]
-        wrong = [similarity[query, v] for v in range(similarity.shape[1]) if v != right]
-        text_to_video.append(1 + sum(bool(s > score) for s in wrong) + sum(bool(s == score) for s in wrong) / 2)
-    video_to_text = []
-    for video in range(similarity.shape[1]):
-        own = [similarity[q, video] for q in range(len(target)) if target[q] == video]
-        wrong = [similarity[q, video] for q in range(len(target)) if target[q] != video]
-        best = max(own)
-        video_to_text.append(1 + sum(bool(s > best) for s in wrong) + sum(bool(s == best) for s in wrong) / 2)
-    return text_to_video, video_to_text
-
-
-def full_matrix(text: Tensor, video: Tensor) -> Tensor:
-    return exact_unit(text) @ exact_unit(video).T * SCALE
 
 
 def assert_same(one: Ranking, other: Ranking) -> None:
@@ -81,7 +62,7 @@ def world(seed: int, num_videos: int, num_texts: int, num_distinct: int, width: 
 def test_agrees_with_a_literal_loop(seed: int, num_videos: int, extra: int, distinct: int, block: int) -> None:
     text, video, target = world(seed, num_videos, num_videos + extra, distinct)
     ranking = rank(text, video, target, block_size=block)
-    expected = literal_ranks(full_matrix(text, video), target.tolist())
+    expected = literal_ranks(full_matrix(text, video, SCALE), target.tolist())
     assert ranking.text_to_video.ranks.tolist() == expected[0]
     assert ranking.video_to_text.ranks.tolist() == expected[1]
 
@@ -91,7 +72,7 @@ def test_agrees_with_a_literal_loop(seed: int, num_videos: int, extra: int, dist
 def test_top_k_is_a_stable_sort_whatever_the_tiles(seed: int, block: int, k: int) -> None:
     text, video, target = world(seed, 17, 29, 6)
     ranking = rank(text, video, target, block_size=block, top_k=k)
-    matrix = full_matrix(text, video)
+    matrix = full_matrix(text, video, SCALE)
     for direction, scores in ((ranking.text_to_video, matrix), (ranking.video_to_text, matrix.T)):
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
         assert torch.equal(direction.top_indices, order)
@@ -188,7 +169,7 @@ def test_other_captions_of_a_video_are_no_competitors() -> None:
 
 def test_pair_scores_are_the_entries_of_the_matrix() -> None:
     text, video, target = world(7, 13, 23, 8, width=31)
-    assert torch.equal(pair_scores(text, video[target], scale=SCALE), full_matrix(text, video)[torch.arange(23), target])
+    assert torch.equal(pair_scores(text, video[target], scale=SCALE), full_matrix(text, video, SCALE)[torch.arange(23), target])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

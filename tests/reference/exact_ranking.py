@@ -7,6 +7,22 @@ from dgl_scale.evaluation.ranks import DirectionRanks, Ranking
 from dgl_scale.evaluation.unit_vectors import exact_unit
 
 
+def literal_ranks(similarity: Tensor, target: list[int]) -> tuple[list[float], list[float]]:
+    """METHOD's sentence, word for word, over a full matrix `[Q, V]`."""
+    text_to_video = []
+    for query, right in enumerate(target):
+        score = similarity[query, right]
+        wrong = [similarity[query, v] for v in range(similarity.shape[1]) if v != right]
+        text_to_video.append(1 + sum(bool(s > score) for s in wrong) + sum(bool(s == score) for s in wrong) / 2)
+    video_to_text = []
+    for video in range(similarity.shape[1]):
+        own = [similarity[q, video] for q in range(len(target)) if target[q] == video]
+        wrong = [similarity[q, video] for q in range(len(target)) if target[q] != video]
+        best = max(own)
+        video_to_text.append(1 + sum(bool(s > best) for s in wrong) + sum(bool(s == best) for s in wrong) / 2)
+    return text_to_video, video_to_text
+
+
 def full_matrix(text: Tensor, video: Tensor, scale: float) -> Tensor:
     """Float64 `[Q, V]` of exact scores."""
     return exact_unit(text) @ exact_unit(video).T * scale
