@@ -6,17 +6,18 @@ grey picture at 32 x 32 (Zauner, 2010, "pHash"): encoding again, scaling, bright
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from dgl_scale.data.samples import decode_tar_range
+from dgl_scale.data.samples import Sample, decode_tar_range
 from dgl_scale.errors import DataError
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, public_url
 from shard_tools.failures import Status
 from shard_tools.ledger import read_ledger
 
@@ -51,30 +52,25 @@ class Fingerprints:
     caption_video: npt.NDArray[np.int64]
 
 
-def shard_fingerprints(tar_path: Path) -> Fingerprints:
-    """Read the samples of a shard.
+def shard_fingerprints(shard: Location) -> Fingerprints:
+    """Read the samples of a shard, named without suffix.
 
     Raises:
         DataError: the shard or its Parquet is damaged.
+        StorageError: the server cannot be reached or refuses.
     """
     keys: list[str] = []
     content, hashes, captions, caption_video = [], [], [], []
-    with open(tar_path, "rb") as stream:
-        for row in read_ledger(tar_path.with_suffix(".parquet")).rows:
-            if row.status is not Status.OK:
-                continue
-            stream.seek(row.offset or 0)
-            sample = decode_tar_range(stream.read(row.size or 0))
-            captions += [_digest(normalise_caption(caption).encode()) for caption in sample.metadata.captions]
-            caption_video += [len(keys)] * len(sample.metadata.captions)
-            keys.append(row.key)
-            content.append(_digest(*sample.frames))
-            try:
-                hashes.append([frame_hashes(frame) for frame in _spread(sample.frames)])
-            except ValueError as error:
-                raise DataError(
-                    f"sample {row.key} of {tar_path} has a damaged frame ({error}); `dgl-scale shards verify` says more"
-                ) from error
+    for sample in _samples(shard):
+        captions += [_digest(normalise_caption(caption).encode()) for caption in sample.metadata.captions]
+        caption_video += [len(keys)] * len(sample.metadata.captions)
+        keys.append(sample.key)
+        content.append(_digest(*sample.frames))
+        try:
+            hashes.append([frame_hashes(frame) for frame in _spread(sample.frames)])
+        except ValueError as error:
+            where = f"sample {sample.key} of {public_url(shard)}.tar"
+            raise DataError(f"{where} has a damaged frame ({error}); `dgl-scale shards verify` says more") from error
     both = np.array(hashes, dtype=np.uint64).reshape(len(keys), FRAMES_PER_VIDEO, 2)
     return Fingerprints(
         keys=keys,
@@ -84,6 +80,20 @@ def shard_fingerprints(tar_path: Path) -> Fingerprints:
         captions=np.array(captions, dtype=np.uint64),
         caption_video=np.array(caption_video, dtype=np.int64),
     )
+
+
+def _samples(shard: Location) -> Iterator[Sample]:
+    storage = Storage()
+    rows = read_ledger(f"{shard}.parquet", storage).rows
+    try:
+        with storage.local_copy(f"{shard}.tar") as path, open(path, "rb") as stream:
+            for row in rows:
+                if row.status is Status.OK:
+                    stream.seek(row.offset or 0)
+                    yield decode_tar_range(stream.read(row.size or 0))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"shard {public_url(shard)}.tar cannot be read: {reason}; build the shards again to restore it") from error
 
 
 def frame_hashes(jpeg: bytes) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Does a split hold what another one holds? Exact and near-duplicate videos, and equal captions, between splits and within.
 
-    dgl-scale shards leakage OUT [--write-exclusions FILE]
+    dgl-scale shards leakage OUT [--write-exclusions FILE] [--report FOLDER]
 
-Writes OUT/leakage.json (counts) and OUT/leakage.parquet (a row per pair of videos).
+Writes OUT/leakage.json (counts) and OUT/leakage.parquet (a row per pair of videos). OUT may be a URL.
 """
 
 import itertools
@@ -21,8 +21,11 @@ import pyarrow
 import pyarrow.parquet
 
 from dgl_scale.entry import Parser, run_command
-from dgl_scale.errors import DataError, DglError, ExitCode
-from dgl_scale.files import atomic_file, path_inside, read_json, write_json, write_text
+from dgl_scale.errors import DglError, ExitCode
+from dgl_scale.files import write_text
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, join, public_url
+from shard_tools.build_folder import location_of, read_record, read_splits, report_folder
 from shard_tools.fingerprints import Fingerprints, Hashes, shard_fingerprints
 from shard_tools.similar import similar_pairs
 
@@ -98,29 +101,30 @@ def find_leakage(splits: dict[str, Fingerprints], mirrored: bool, max_distance: 
     return Leakage({name: len(each.keys) for name, each in splits.items()}, tuple(pairs), captions)
 
 
-def read_fingerprints(output: Path, workers: int) -> dict[str, Fingerprints]:
+def read_fingerprints(output: Location, workers: int) -> dict[str, Fingerprints]:
     """Fingerprints of every split of a build, by split, in order of name.
 
     Raises:
         DataError: `output` is no finished build, or a shard is damaged.
+        StorageError: the server cannot be reached or refuses.
     """
-    record = read_json(output / "build.json")
-    if not isinstance(record, dict) or "splits" not in record:
-        raise DataError(f"{output} is no complete build; run the build again to go on")
+    storage = Storage()
+    record = read_record(output, storage)
     splits = {}
     # Spawned, because forking a process that has threads (pyarrow's) can hang.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for split in sorted(record["splits"]):
-            listed = read_json(output / split / "index.json")["shardlist"]
-            tars = [path_inside(output / split, entry["url"]) for entry in listed]
-            splits[split] = _joined(list(pool.map(shard_fingerprints, tars) if workers > 1 else map(shard_fingerprints, tars)))
+        for split in read_splits(output, record, storage):
+            shards = [join(split.folder, name) for name in split.shards if f"{name}.tar" in split.listed]
+            read = pool.map if workers > 1 else map
+            splits[split.name] = _joined(list(read(shard_fingerprints, shards)))
     return splits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns an exit code."""
     parser = Parser(prog="leakage", description="Find videos and captions that two splits of a build share.")
-    parser.add_argument("output", metavar="OUT", help="output folder of the build")
+    parser.add_argument("output", metavar="OUT", help="output folder of the build, or its URL")
+    parser.add_argument("--report", metavar="FOLDER", help="where leakage.json and leakage.parquet go (default: OUT)")
     parser.add_argument(
         "--write-exclusions", metavar="FILE", help="write the keys of --from that another split has too, for `data.exclude`"
     )
@@ -138,12 +142,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Any) -> int:
-    output = Path(arguments.output).expanduser()
+    output = location_of(arguments.output)
+    folder = report_folder(output, arguments.report)
     splits = read_fingerprints(output, arguments.workers)
     if arguments.write_exclusions and arguments.source not in splits:
-        raise DglError(f"{output} has no split {arguments.source!r}; give --from one of {', '.join(splits)}")
+        raise DglError(f"{public_url(output)} has no split {arguments.source!r}; give --from one of {', '.join(splits)}")
     leakage = find_leakage(splits, arguments.mirrored, arguments.max_distance)
-    _write_report(output, leakage, arguments.mirrored, arguments.max_distance)
+    _write_report(folder, leakage, arguments.mirrored, arguments.max_distance)
     _print_report(leakage)
     if arguments.write_exclusions:
         excluded = exclusions(leakage, arguments.source)
@@ -193,7 +198,7 @@ def _shared_captions(one: Fingerprints, other: Fingerprints, same: bool) -> tupl
     return int(shared.sum()), len(np.unique(other.caption_video[shared]))
 
 
-def _write_report(output: Path, leakage: Leakage, mirrored: bool, max_distance: int) -> None:
+def _write_report(folder: Location, leakage: Leakage, mirrored: bool, max_distance: int) -> None:
     captions = [
         {"of": other, "also_in": one, "captions": number, "videos": videos} for (one, other), (number, videos) in leakage.captions.items()
     ]
@@ -205,9 +210,10 @@ def _write_report(output: Path, leakage: Leakage, mirrored: bool, max_distance: 
         "video_pairs": [{"splits": list(splits), **dict(counts)} for splits, counts in _count(leakage).items()],
         "captions": captions,
     }
-    write_json(output / "leakage.json", report)
+    storage = Storage()
+    storage.write_json(join(folder, "leakage.json"), report)
     table = pyarrow.Table.from_pylist([vars(pair) for pair in leakage.pairs], _SCHEMA)
-    with atomic_file(output / "leakage.parquet") as stream:
+    with storage.output_file(join(folder, "leakage.parquet")) as stream:
         pyarrow.parquet.write_table(table, stream)
 
 

@@ -1,30 +1,34 @@
 """What a build holds, in numbers and pictures: lengths, frames, captions, sizes, failures, per split.
 
-    dgl-scale shards stats OUT
+    dgl-scale shards stats OUT [--report FOLDER]
 
 Prints a table, and writes OUT/stats.json and OUT/stats.html. Reads the Parquet files and, of each
-sample in the tars, its last kilobytes, where its captions are.
+sample in the tars, its last kilobytes, where its captions are. OUT may be a URL.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from dgl_scale.data.samples import SampleMetadata, decode_metadata
 from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import DataError, ExitCode
-from dgl_scale.files import read_json, write_json, write_text
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, is_url, join, public_url
+from shard_tools.build_folder import SplitFolder, location_of, on_web, read_record, read_splits, report_folder, write_report
 from shard_tools.failures import Status
 from shard_tools.ledger import LedgerRow, read_ledger
 from shard_tools.stats_report import render_report
 
 _TAR_BLOCK = 512
 _TAIL_BYTES = 16 * 1024
+_READERS = 32
+_READ_ATTEMPTS = 5
 
 # Quantity to (what it is, unit).
 QUANTITIES = {
@@ -54,16 +58,16 @@ class SplitStats:
     decoders: Counter[str] = field(default_factory=Counter)
 
 
-def collect(output: Path) -> dict[str, SplitStats]:
+def collect(output: Location) -> dict[str, SplitStats]:
     """The statistics of each split of a build, by name.
 
     Raises:
         DataError: `output` is no finished build, or a shard is damaged.
+        StorageError: the server cannot be reached or refuses.
     """
-    record = read_json(output / "build.json")
-    if not isinstance(record, dict) or "splits" not in record:
-        raise DataError(f"{output} is no complete build; run the build again to go on")
-    return {split: _collect_split(output / split) for split in sorted(record["splits"])}
+    storage = Storage()
+    record = read_record(output, storage)
+    return {split.name: _collect_split(split, storage) for split in read_splits(output, record, storage)}
 
 
 def summarise(split: SplitStats) -> dict[str, Any]:
@@ -96,33 +100,37 @@ def summarise(split: SplitStats) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns an exit code."""
     parser = Parser(prog="stats", description="Print and draw what a build holds; writes OUT/stats.json and OUT/stats.html.")
-    parser.add_argument("output", metavar="OUT", help="output folder of the build")
+    parser.add_argument("output", metavar="OUT", help="output folder of the build, or its URL")
+    parser.add_argument("--report", metavar="FOLDER", help="where stats.json and stats.html go (default: OUT)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
 
     def work() -> int:
-        output = Path(arguments.output).expanduser()
+        output, storage = location_of(arguments.output), Storage()
+        folder = report_folder(output, arguments.report)
         splits = collect(output)
         summaries = {name: summarise(split) for name, split in splits.items()}
-        write_json(output / "stats.json", summaries)
-        title = str(read_json(output / "build.json").get("dataset", output.name))
+        numbers, page = join(folder, "stats.json"), join(folder, "stats.html")
+        storage.write_json(numbers, summaries)
+        title = str(read_record(output, storage)["dataset"])
         values = {name: split.values for name, split in splits.items()}
-        write_text(output / "stats.html", render_report(title, summaries, values, QUANTITIES))
+        write_report(page, render_report(title, summaries, values, QUANTITIES), storage)
         for name, summary in summaries.items():
             _print(name, summary)
-        sys.stdout.write(f"drawn in {output / 'stats.html'}, numbers in {output / 'stats.json'}\n")
+        sys.stdout.write(f"drawn in {public_url(page)}, numbers in {public_url(numbers)}\n")
         return ExitCode.DONE
 
     return run_command(work, debug=arguments.debug)
 
 
-def _collect_split(folder: Path) -> SplitStats:
+def _collect_split(folder: SplitFolder, storage: Storage) -> SplitStats:
     split = SplitStats()
-    for parquet in sorted(folder.glob("*.parquet")):
-        ledger = read_ledger(parquet)
+    for name in folder.shards:
+        ledger = read_ledger(join(folder.folder, f"{name}.parquet"), storage)
         split.shards += 1
         split.statuses.update(ledger.statuses)
-        for row, metadata in _samples(parquet.with_suffix(".tar"), ledger.rows):
+        rows = [row for row in ledger.rows if row.status is Status.OK]
+        for row, metadata in zip(rows, _read_metadata(join(folder.folder, f"{name}.tar"), rows, storage), strict=True):
             split.values["duration"].append(metadata.duration)
             split.values["frames"].append(row.n_frames or 0)
             split.values["captions"].append(len(metadata.captions))
@@ -133,32 +141,54 @@ def _collect_split(folder: Path) -> SplitStats:
     return split
 
 
-def _samples(tar: Path, rows: Sequence[LedgerRow]) -> Iterator[tuple[LedgerRow, SampleMetadata]]:
-    good = [row for row in rows if row.status is Status.OK]
-    if not good:
-        return
+def _read_metadata(tar: Location, rows: Sequence[LedgerRow], storage: Storage) -> list[SampleMetadata]:
+    """The last member of each sample, found from its end, because the frames before it are a thousand times as long."""
+    found: dict[str, SampleMetadata] = {}
+    missing, tail = list(rows), _TAIL_BYTES
+    while missing:
+        ranges = [((row.offset or 0) + (row.size or 0) - min(tail, row.size or 0), min(tail, row.size or 0)) for row in missing]
+        for row, content in zip(missing, _read_ranges(tar, ranges, storage), strict=True):
+            metadata = _last_member(row.key, content)
+            if metadata is not None:
+                found[row.key] = metadata
+            elif tail >= (row.size or 0):
+                raise DataError(f"sample {row.key} of {public_url(tar)} has no metadata; `dgl-scale shards verify` says more")
+        missing = [row for row in missing if row.key not in found]
+        tail *= 8
+    return [found[row.key] for row in rows]
+
+
+def _read_ranges(tar: Location, ranges: Sequence[tuple[int, int]], storage: Storage) -> list[bytes]:
+    """The bytes of (offset, size) ranges of a tar."""
+    if is_url(tar) and not on_web(tar):
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda each: _read_surely(str(tar), each, storage), ranges))
+    # Not every web server sends parts of files.
     try:
-        with open(tar, "rb") as stream:
-            for row in good:
-                yield row, _metadata(stream, row)
+        with storage.local_copy(tar) as path, open(path, "rb") as stream:
+            return [stream.read(size) for offset, size in ranges if stream.seek(offset) == offset]
     except OSError as error:
         raise DataError(f"shard {tar} cannot be read: {error.strerror or error}; build the shards again to restore it") from error
 
 
-def _metadata(stream: BinaryIO, row: LedgerRow) -> SampleMetadata:
-    """The last member of a sample, found from its end, because the frames before it are a thousand times as long."""
-    size, name = row.size or 0, f"{row.key}.json\0".encode()
-    tail = min(_TAIL_BYTES, size)
-    while True:
-        stream.seek((row.offset or 0) + size - tail)
-        content = stream.read(tail)
-        for start in range(len(content) - _TAR_BLOCK, -1, -_TAR_BLOCK):
-            if content.startswith(name, start):
-                length = int(content[start + 124 : start + 135], 8)
-                return decode_metadata(row.key, content[start + _TAR_BLOCK : start + _TAR_BLOCK + length])
-        if tail == size:
-            raise DataError(f"sample {row.key} of {stream.name} has no metadata; `dgl-scale shards verify` says more")
-        tail = min(8 * tail, size)
+def _read_surely(url: str, place: tuple[int, int], storage: Storage) -> bytes:
+    # There is no hash of a part of a sample; the same bytes twice are the proof.
+    content = storage.read_range(url, *place)
+    for _ in range(_READ_ATTEMPTS):
+        again = storage.read_range(url, *place)
+        if again == content:
+            return content
+        content = again
+    raise DataError(f"{public_url(url)} is sent with other bytes each time; look for damage on the network")
+
+
+def _last_member(key: str, content: bytes) -> SampleMetadata | None:
+    name = f"{key}.json\0".encode()
+    for start in range(len(content) - _TAR_BLOCK, -1, -_TAR_BLOCK):
+        if content.startswith(name, start):
+            length = int(content[start + 124 : start + 135], 8)
+            return decode_metadata(key, content[start + _TAR_BLOCK : start + _TAR_BLOCK + length])
+    return None
 
 
 def _print(name: str, summary: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ Every byte of every tar is read twice: as the ranges that the Parquet gives, and
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import DataError, DglError, ExitCode
 from dgl_scale.files import file_sha256
 from dgl_scale.storage.storage import Storage
-from dgl_scale.storage.urls import Location, is_url, join, public_url
+from dgl_scale.storage.urls import Location, join, public_url
+from shard_tools.build_folder import location_of, on_web, read_record, read_splits
 from shard_tools.failures import Status, one_line
 from shard_tools.ledger import Ledger, LedgerRow, read_ledger
 
@@ -44,26 +45,23 @@ def verify(output: Location) -> Verification:
         StorageError: the server cannot be reached or refuses.
     """
     storage = Storage()
-    record = storage.read_json(join(output, "build.json"))
-    if record.get("status") == "building":
-        raise DataError(f"{public_url(output)} is not complete; run the build again to go on")
+    record = read_record(output, storage)
     result = Verification()
     problems: list[str] = []
-    for split, totals in record["splits"].items():
-        folder = join(output, split)
-        listed = {entry["url"]: entry for entry in storage.read_json(join(folder, "index.json"))["shardlist"]}
-        names = _shard_names(record["dataset"], split, totals, listed)
+    for split in read_splits(output, record, storage):
+        listed = dict(split.listed)
         samples = 0
-        for name in names:
-            ledger, found = _check_shard(folder, name, listed.pop(f"{name}.tar", None), storage)
-            problems += [f"{split}/{problem}" for problem in found]
+        for name in split.shards:
+            ledger, found = _check_shard(split.folder, name, listed.pop(f"{name}.tar", None), storage)
+            problems += [f"{split.name}/{problem}" for problem in found]
             samples += ledger.num_samples
             result.num_failed += len(ledger.rows) - ledger.num_samples
-        problems += [f"{split}/index.json lists {url}, which the build does not have" for url in listed]
-        problems += [f"{split}/{name} belongs to no shard of the build" for name in _orphans(storage.names(folder), names)]
-        if samples != totals["samples"]:
-            problems.append(f"{split} has {samples} samples, build.json says {totals['samples']}")
-        result.num_shards += len(names)
+        problems += [f"{split.name}/index.json lists {url}, which the build does not have" for url in listed]
+        there = () if on_web(output) else storage.names(split.folder)
+        problems += [f"{split.name}/{name} belongs to no shard of the build" for name in _orphans(there, split.shards)]
+        if samples != split.totals["samples"]:
+            problems.append(f"{split.name} has {samples} samples, build.json says {split.totals['samples']}")
+        result.num_shards += len(split.shards)
         result.num_samples += samples
     result.problems = tuple(problems)
     return result
@@ -77,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> int:
-        result = verify(arguments.output if is_url(arguments.output) else Path(arguments.output).expanduser())
+        result = verify(location_of(arguments.output))
         for problem in result.problems[:_MAX_LINES]:
             sys.stderr.write(f"{problem}\n")
         if result.problems:
@@ -86,12 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
 
     return run_command(work, debug=arguments.debug)
-
-
-def _shard_names(dataset: str, split: str, totals: dict[str, int], listed: Iterable[str]) -> list[str]:
-    planned = [f"{dataset}-{split}-{number:06d}" for number in range(totals["shards"] - totals["parts"])]
-    parts = (url.removesuffix(".tar") for url in listed if url.rpartition("-part")[0] in planned)
-    return sorted([*planned, *parts])
 
 
 def _orphans(there: Sequence[str], names: Sequence[str]) -> list[str]:

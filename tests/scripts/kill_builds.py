@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGETS = {"worker": 48, "decoder": 42, "driver": 5, "ray": 5}
+TARGETS = {"worker": 50, "decoder": 43, "driver": 4, "ray": 3}
 NUM_DIFFERENT = 20
 WAIT_S = 300.0
 POLL_S = 0.2
@@ -105,8 +105,11 @@ def start(folder: Path, output: Path) -> Run:
     config = output.with_suffix(".yaml")
     config.write_text(CONFIG.format(folder=folder, output=output))
     command = [sys.executable, str(ROOT / "shard_tools" / "build.py"), "--config", str(config), "--num-cpus", "2"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     # Whatever is left behind, Ray's folders too, is left where it is looked for.
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TMPDIR": str(folder.parent / "tmp")}
+    environment["TMPDIR"] = str(folder.parent / "tmp")
+    # A driver waits a minute for a gcs_server that is gone.
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"
     error = output.with_suffix(".err")
     with open(error, "w") as stream:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream, text=True, env=environment)

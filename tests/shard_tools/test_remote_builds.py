@@ -1,6 +1,8 @@
 """Builds from and into a real S3 server and from a web server, also over a network that is not to be trusted."""
 
+import contextlib
 import random
+import re
 import shutil
 import threading
 import urllib.request
@@ -19,7 +21,9 @@ from dgl_scale.shards_config import ShardsConfig
 from dgl_scale.storage.storage import Storage
 from dgl_scale.storage_config import StorageConfig
 from shard_tools.build import main
+from shard_tools.leakage import main as leakage_main
 from shard_tools.ledger import read_ledger
+from shard_tools.stats import main as stats_main
 from shard_tools.verify import main as verify_main
 from tests.s3_server import serve_s3
 from tests.shard_tools.bad_network import FATES, BadNetwork
@@ -86,7 +90,7 @@ def config_file(shards_config: ShardsConfig, source: Path, tmp_path: Path) -> st
 def web(source: Path) -> Iterator[str]:
     """A web server of the videos; `/away` redirects to a file of this machine, `/moved` to a video, `/busy` is busy."""
 
-    class Handler(SimpleHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             places = {"/away": "file:///etc/passwd", "/moved": "/good/00.mp4", "/round": "/round"}
             path = self.path.partition("?")[0]
@@ -99,10 +103,21 @@ def web(source: Path) -> Iterator[str]:
             else:
                 super().do_GET()
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
+    with serve(partial(Handler, directory=str(source))) as address:
+        yield address
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(source))) as server:
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves the files of a folder."""
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serve(handler: Any) -> Iterator[str]:
+    """Host and port of a web server with this handler."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"127.0.0.1:{server.server_port}"
@@ -219,7 +234,7 @@ def test_videos_from_the_web(
     }
     table.write_text("path,captions,name\n" + "".join(f"{url},a caption,{name}\n" for name, url in urls.items()))
     arguments = [f"annotations={table}", "columns.video_id=name", "columns.split=null", f"output={tmp_path / 'web'}"]
-    assert main(["--config", config_file, *arguments, "storage.attempts=2", "max_failed_fraction=1"]) == 0
+    assert main(["--config", config_file, *arguments, "storage.attempts=2", "storage.timeout_s=10", "max_failed_fraction=1"]) == 0
     rows = {row.video_id: row for row in read_ledger(tmp_path / "web" / "train" / "toy-train-000000.parquet").rows}
     assert {name: (str(row.status), row.error) for name, row in rows.items()} == {
         "good": ("ok", None),
@@ -237,6 +252,43 @@ def test_videos_from_the_web(
     assert SECRET not in "".join(capsys.readouterr()) and not any(
         SECRET.encode() in content for content in files(tmp_path).values() if content != table.read_bytes()
     )
+
+
+def reports(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("stats", "leakage"))}
+
+
+def test_reports_of_remote_builds_are_those_of_local_ones(
+    config_file: str, bucket: str, connect: Any, s3_port: int, tmp_path: Path, without_ray: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def report(location: str, *options: str) -> str:
+        assert stats_main([location, *options]) == 0 and leakage_main([location, "--workers", "1", *options]) == 0
+        return re.sub("drawn in .*", "", capsys.readouterr().out)
+
+    assert main(["--config", config_file, "max_shard_bytes=60000"]) == 0
+    local, fetched = tmp_path / "shards", tmp_path / "fetched"
+    capsys.readouterr()
+    printed, written = report(str(local)), reports(local)
+    assert len(written) == 4 and "twice in train" in printed
+    system = fsspec.filesystem("s3", use_listings_cache=False)
+    for name, content in files(local).items():
+        if name not in written:
+            system.pipe_file(f"videos/out/{name}", content)
+    with BadNetwork(s3_port, share=0.05, delay_s=0.1, seed=2) as network:
+        connect(network.port)
+        assert report(f"{bucket}/out") == printed
+    assert network.met["corrupt_response"], network.met
+    connect(s3_port)
+    assert {name: content for name, content in objects(f"{bucket}/out").items() if name in written} == written
+    with serve(partial(QuietHandler, directory=str(local))) as address:
+        assert verify_main([f"http://{address}"]) == 0
+        capsys.readouterr()
+        assert report(f"http://{address}", "--report", str(fetched)) == printed
+        assert stats_main([f"http://{address}"]) == 2 and leakage_main([f"http://{address}"]) == 2
+        assert capsys.readouterr().err == f"error: nothing can be written to http://{address}; give --report FOLDER\n" * 2
+        assert stats_main([f"http://{address}/none", "--report", str(fetched)]) == 1
+        assert capsys.readouterr().err == f"error: http://{address}/none/build.json: no such file\n"
+    assert reports(fetched) == written
 
 
 def test_a_video_that_is_too_large_is_not_fetched(config_file: str, web: str, tmp_path: Path, without_ray: list[str]) -> None:
