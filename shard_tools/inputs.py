@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 
 from dgl_scale.errors import ConfigError, DataError
@@ -99,8 +100,8 @@ class UnannotatedFiles:
         self._spool.flush()
         others = 0
         for bucket in range(_NUM_BUCKETS):
-            annotated, found = (set(self._spool.read((kind, bucket))["path"].to_pylist()) for kind in ("annotated", "found"))
-            others += len(found - annotated)
+            annotated, found = (self._spool.read((kind, bucket))["path"].to_numpy() for kind in ("annotated", "found"))
+            others += len(np.setdiff1d(found, annotated))
         self._spool.close()
         return others
 

@@ -1,11 +1,13 @@
 """Which video goes to which shard, under which key: a function of annotation and config alone.
 
-Never holds all videos in memory. Rows are spread over buckets on disk by a hash that also is their order; each
-bucket alone is then joined, sorted and cut into shards, which lie on disk until their turn comes.
+Never holds all videos in memory. Rows are spread over buckets on disk by a hash that also is their order; a bucket that
+is still too large for memory is spread again; each alone is then joined, sorted and cut into shards, which lie on disk
+until their turn comes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -30,6 +32,10 @@ _MAX_KEY_CHARS = 80
 _SLUG_CHARS = 60
 _HASH_CHARS = 12
 _NUM_BUCKETS = 256
+# About 150 MB. So many rows are sorted at once, or those of one video.
+_MAX_BUCKET_ROWS = 30_000
+_MAX_DEPTH = 4
+_ORDER_BITS = 64
 _TEXT = pyarrow.string()
 _ROW = pyarrow.schema([("order", pyarrow.binary()), ("position", pyarrow.int64()), ("split", _TEXT), ("key", _TEXT), ("video", _TEXT)])
 _SHARD_ROW = pyarrow.schema([("key", _TEXT), ("video", _TEXT)])
@@ -148,8 +154,8 @@ def plan_shards(
         _spread(videos, shuffle_seed, rows)
         if shuffle_seed is None:
             joined, rows = rows, Spool(_ROW, scratch)
-            _restore_order(joined, rows)
-        return _cut(rows, shards, dataset, max_samples_per_shard, splits)
+            _restore_order(joined, rows, scratch)
+        return _cut(rows, shards, scratch, dataset, max_samples_per_shard, splits)
     except BaseException:
         shards.close()
         raise
@@ -166,17 +172,37 @@ def _spread(videos: Iterable[AnnotatedVideo], seed: int | None, rows: Spool) -> 
     rows.flush()
 
 
-def _restore_order(rows: Spool, ordered: Spool) -> None:
+def _restore_order(rows: Spool, ordered: Spool, scratch: str | None) -> None:
     """The joined videos of `rows` to the buckets of the annotation's order."""
     total = rows.num_rows
-    for bucket in range(_NUM_BUCKETS):
-        for position, split, key, video in _join(rows.read(bucket)):
-            ordered.append(position * _NUM_BUCKETS // total, (position.to_bytes(8), position, split, key, video))
+    for table in _in_order(rows, scratch):
+        for position, split, key, video in _join(table):
+            order = ((position << _ORDER_BITS) // total).to_bytes(_ORDER_BITS // 8)
+            ordered.append(order[0], (order, position, split, key, video))
     rows.close()
     ordered.flush()
 
 
-def _cut(rows: Spool, shards: Spool, dataset: str, size: int, splits: Sequence[str] | None) -> Plan:
+def _in_order(rows: Spool, scratch: str | None, depth: int = 1) -> Iterator[pyarrow.Table]:
+    """All rows, in tables that follow each other in order and are small enough to be sorted.
+
+    Args:
+        rows: in the bucket of byte `depth - 1` of their order.
+    """
+    for bucket in range(_NUM_BUCKETS):
+        # Rows of one video have one order, and stay together.
+        if rows.rows_of[bucket] <= _MAX_BUCKET_ROWS or depth == _MAX_DEPTH:
+            yield rows.read(bucket)
+            continue
+        with contextlib.closing(Spool(_ROW, scratch)) as finer:
+            for batch in rows.batches(bucket):
+                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    finer.append(row[0][depth], row)
+            finer.flush()
+            yield from _in_order(finer, scratch, depth + 1)
+
+
+def _cut(rows: Spool, shards: Spool, scratch: str | None, dataset: str, size: int, splits: Sequence[str] | None) -> Plan:
     digests: dict[str, Any] = {}
     open_shards: dict[str, list[tuple[str, str]]] = {}
     sizes: dict[str, array[int]] = {}
@@ -187,8 +213,8 @@ def _cut(rows: Spool, shards: Spool, dataset: str, size: int, splits: Sequence[s
         shards.write((split, len(numbers)), members)
         numbers.append(len(members))
 
-    for bucket in range(_NUM_BUCKETS):
-        for _, split, key, video in _join(rows.read(bucket)):
+    for table in _in_order(rows, scratch):
+        for _, split, key, video in _join(table):
             digests.setdefault(split, hashlib.sha256()).update(_public(video).encode() + b"\n")
             if splits is not None and split not in splits:
                 continue

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import pyarrow
@@ -28,6 +29,7 @@ class Spool:
 
     Attributes:
         num_rows, num_bytes: written so far.
+        rows_of: written of each bucket.
     """
 
     def __init__(self, schema: pyarrow.Schema, folder: str | None = None) -> None:
@@ -38,6 +40,7 @@ class Spool:
         self._extents: dict[Hashable, array[int]] = {}
         self.num_bytes = 0
         self.num_rows = 0
+        self.rows_of: Counter[Hashable] = Counter()
 
     def append(self, bucket: Hashable, row: tuple[Any, ...]) -> None:
         """Add a row, its values in the order of the schema.
@@ -62,13 +65,15 @@ class Spool:
 
     def read(self, bucket: Hashable) -> pyarrow.Table:
         """The rows of a bucket that were written, in the order in which they came."""
-        batches: list[pyarrow.RecordBatch] = []
+        return pyarrow.Table.from_batches(self.batches(bucket), self._schema)
+
+    def batches(self, bucket: Hashable) -> Iterator[pyarrow.RecordBatch]:
+        """The same rows, few at a time."""
         extents = self._extents.get(bucket, array("Q"))
         for place in range(0, len(extents), 2):
             self._file.seek(extents[place])
             with pyarrow.ipc.open_stream(self._file.read(extents[place + 1])) as reader:
-                batches.extend(reader)
-        return pyarrow.Table.from_batches(batches, self._schema)
+                yield from reader
 
     def write(self, bucket: Hashable, rows: Sequence[tuple[Any, ...]]) -> None:
         """Write rows at once.
@@ -90,6 +95,7 @@ class Spool:
         self._extents.setdefault(bucket, array("Q")).extend((self.num_bytes, len(content)))
         self.num_bytes += len(content)
         self.num_rows += len(rows)
+        self.rows_of[bucket] += len(rows)
 
     def close(self) -> None:
         """Give the disk space back."""

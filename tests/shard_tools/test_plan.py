@@ -88,6 +88,15 @@ def test_rows_of_a_video_are_joined_wherever_they_stand(seed: int | None) -> Non
         assert [planned.key for planned in found] == [*(f"v{i}" for i in range(700)), "silent"]
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_buckets_too_large_for_memory_are_spread_again(seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [AnnotatedVideo(f"v{i % 900}", f"{i % 900}.mp4", (f"caption {i}",), "train") for i in range(2700)]
+    plan = plan_shards(rows, "d", 100, seed, None)
+    monkeypatch.setattr("shard_tools.plan._MAX_BUCKET_ROWS", 2)
+    spread = plan_shards(rows, "d", 100, seed, None)
+    assert list(spread) == list(plan) and spread.annotations_sha256 == plan.annotations_sha256
+
+
 def test_a_plan_keeps_every_value() -> None:
     problem = SampleFailure(Status.BAD_SEGMENT, "row 1: no time")
     videos = [
