@@ -27,7 +27,7 @@ from dgl_scale.shards_config import ShardsConfig
 from shard_tools.annotations.videos import AnnotatedVideo
 from shard_tools.backends import open_source, quiet_decoders, read_with_decord
 from shard_tools.plan import PlannedSample, ShardPlan
-from shard_tools.video import choose_frames, stored_size
+from shard_tools.video import choose_frames, encode_frame, stored_size
 from shard_tools.video_request import VideoRequest
 from shard_tools.writer import build_shard
 
@@ -210,7 +210,8 @@ _CONTESTANTS = {
 def compare_jpeg(clips: Sequence[Path], work: Path) -> dict[str, float]:
     """Bytes a frame of ffmpeg's JPEG and of ours at the same PSNR, over the frames of some clips; empty without ffmpeg.
 
-    The reference is the scaled frame before any JPEG. Ours has the lowest quality whose PSNR is not below ffmpeg's.
+    The reference is the scaled frame before any JPEG. Ours, with each kind of tables, has the lowest quality whose PSNR
+    is not below ffmpeg's.
     """
     if ffmpeg_program() is None:
         return {}
@@ -224,19 +225,23 @@ def compare_jpeg(clips: Sequence[Path], work: Path) -> dict[str, float]:
         theirs += _ffmpeg_jpegs_of(of_clip, work / f"quality-{number}")
         frames += of_clip
     goal = _psnr(frames, theirs)
+    compared = {"ffmpeg -q:v 2": theirs}
+    for tables in ("standard", "flat"):
+        quality = _quality_for(goal, frames, tables)
+        for each in (quality, _QUALITY):
+            compared[f"ours, {tables} tables, quality {each}"] = [encode_frame(frame, each, tables) for frame in frames]
+    figures: dict[str, float] = {}
+    for name, encoded in compared.items():
+        figures[f"{name}, PSNR"] = round(_psnr(frames, encoded), 2)
+        figures[f"{name}, bytes a frame"] = sum(map(len, encoded)) // len(encoded)
+    return figures
+
+
+def _quality_for(goal: float, frames: Sequence[np.ndarray], tables: str) -> int:
+    """The lowest quality, from 50, whose PSNR is not below `goal`."""
     qualities = range(50, 101)
-    quality = qualities[
-        min(bisect.bisect_left(qualities, goal, key=lambda each: _psnr(frames, _encoded(frames, each))), len(qualities) - 1)
-    ]
-    at_goal, as_built = _encoded(frames, quality), _encoded(frames, _QUALITY)
-    return {
-        "ffmpeg -q:v 2, PSNR": round(goal, 2),
-        "ffmpeg -q:v 2, bytes a frame": sum(map(len, theirs)) // len(theirs),
-        f"ours at quality {quality}, PSNR": round(_psnr(frames, at_goal), 2),
-        f"ours at quality {quality}, bytes a frame": sum(map(len, at_goal)) // len(at_goal),
-        f"ours at quality {_QUALITY} (the default), PSNR": round(_psnr(frames, as_built), 2),
-        f"ours at quality {_QUALITY} (the default), bytes a frame": sum(map(len, as_built)) // len(as_built),
-    }
+    found = bisect.bisect_left(qualities, goal, key=lambda each: _psnr(frames, [encode_frame(frame, each, tables) for frame in frames]))
+    return qualities[min(found, len(qualities) - 1)]
 
 
 def _ffmpeg_jpegs_of(frames: Sequence[np.ndarray], folder: Path) -> list[bytes]:
@@ -246,10 +251,6 @@ def _ffmpeg_jpegs_of(frames: Sequence[np.ndarray], folder: Path) -> list[bytes]:
     raw = b"".join(frame.tobytes() for frame in frames)
     subprocess.run([*command, *_JPEG_OPTIONS, str(folder / "%06d.jpg")], input=raw, check=True, timeout=_TIMEOUT_S)
     return [path.read_bytes() for path in sorted(folder.iterdir())]
-
-
-def _encoded(frames: Sequence[np.ndarray], quality: int) -> list[bytes]:
-    return [_jpeg(frame, quality) for frame in frames]
 
 
 def _psnr(frames: Sequence[np.ndarray], encoded: Sequence[bytes]) -> float:

@@ -55,8 +55,8 @@ def read_record(output: Location, storage: Storage) -> dict[str, Any]:
         StorageError: the server cannot be reached or refuses.
     """
     record = storage.read_json(join(output, "build.json"))
-    if not isinstance(record, dict) or "splits" not in record:
-        raise DataError(f"{public_url(output)} is no complete build; run the build again to go on")
+    if not isinstance(record, dict) or record.get("status") == "building" or "splits" not in record:
+        raise DataError(f"{public_url(output)} is not complete; run the build again to go on")
     for name in (str(record.get("dataset")), *record["splits"]):
         if not _NAME.fullmatch(name):
             raise DataError(f"{public_url(output)}/build.json names {name!r}; a dataset or split has letters, digits, '_' and '-' only")
