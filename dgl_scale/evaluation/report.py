@@ -37,6 +37,7 @@ class ReportRow:
         pair_accuracy, rerank: as in results.json, where there are any.
         pessimistic: by direction, metrics that count the videos which are missing as misses.
         selection: how its checkpoint was chosen.
+        recall_sum, recall_sum_interval: RSum, where it is known.
     """
 
     name: str
@@ -49,6 +50,8 @@ class ReportRow:
     rerank: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     pessimistic: Mapping[str, Mapping[str, float]] | None = None
     selection: str = ""
+    recall_sum: float | None = None
+    recall_sum_interval: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ def tables_csv(tables: Sequence[ReportTable]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     bounds = [column for metric in metrics for column in (metric, f"{metric} low", f"{metric} high")]
-    writer.writerow(["queries", "model", "trained_parameters", "direction", *bounds])
+    writer.writerow(["queries", "model", "trained_parameters", "direction", *bounds, "RSum", "RSum low", "RSum high"])
     for table in tables:
         for row in table.rows:
             for direction in DIRECTIONS:
                 values = getattr(row, direction)
                 cells = [cell for metric in metrics for cell in (values.get(metric, ""), *values.get("interval", {}).get(metric, ("", "")))]
-                writer.writerow([table.label, row.name, row.trained_parameters, direction, *cells])
+                total = ["" if row.recall_sum is None else row.recall_sum, *(row.recall_sum_interval or ("", ""))]
+                writer.writerow([table.label, row.name, row.trained_parameters, direction, *cells, *total])
     return stream.getvalue()
 
 

@@ -116,6 +116,8 @@ def report_row(name: str, results: Mapping[str, Any], against: Mapping[str, Diff
         rerank=results.get("rerank", {}),
         pessimistic=results.get("pessimistic"),
         selection="" if results["trained_parameters"] == 0 else results["selection"],
+        recall_sum=results.get("RSum"),
+        recall_sum_interval=results.get("RSum_interval"),
     )
 
 

@@ -69,7 +69,18 @@ def report() -> Report:
     rows = [
         ReportRow("Frozen CLIP", 0, 0.0, metrics(12.0), metrics(11.0)),
         ReportRow(
-            f"DGL {EVIL}", 277_000, 0.0067, metrics(54.25), metrics(50.0, interval=False), gain, pairs, {"dual_softmax": plain}, plain
+            f"DGL {EVIL}",
+            277_000,
+            0.0067,
+            metrics(54.25),
+            metrics(50.0, interval=False),
+            gain,
+            pairs,
+            {"dual_softmax": plain},
+            plain,
+            EVIL,
+            412.5,
+            [400.0, 420.5],
         ),
     ]
     curves = [Curve(EVIL, "step", "loss", [Series(EVIL, [(0, 3.0), (10, 1.0)])]), Curve("empty", "step", "R@1", [Series("a", [])])]
@@ -118,7 +129,20 @@ def test_nothing_is_fetched_and_only_the_pages_own_script_and_style_may_run(repo
 
 def test_figures_are_there(report: Report) -> None:
     page = Page(render_report(report))
-    for text in ("54.2", "49.2–59.8", "71.2", "60.0–80.0", "277,000", "0.67%", "+42.2", "+30.0 to +50.5", "p < 0.001", "61.8", "1,234"):
+    for text in (
+        "54.2",
+        "49.2–59.8",
+        "71.2",
+        "60.0–80.0",
+        "277,000",
+        "0.67%",
+        "+42.2",
+        "+30.0 to +50.5",
+        "p < 0.001",
+        "61.8",
+        "1,234",
+        "412.5 (400.0–420.5)",
+    ):
         assert text in page.text, text
     assert sum(tag == "polyline" for tag, _ in page.tags) == 2
 

@@ -9,7 +9,7 @@ from dgl_scale.evaluation.report_export import tables_csv, tables_latex
 RECALL = {"R@1": 100 / 3, "MdR": 2.0, "interval": {"R@1": [20.0, 45.5]}}
 ROWS = [
     ReportRow("Frozen, 50% & co_1", 0, 0.0, {"R@1": 10.0, "MdR": 4.0}, {"R@1": 9.0}),
-    ReportRow("DGL \\ {x} ~^#$", 35_584, 0.02, RECALL, RECALL),
+    ReportRow("DGL \\ {x} ~^#$", 35_584, 0.02, RECALL, RECALL, recall_sum=412.5, recall_sum_interval=[400.0, 420.0]),
 ]
 TABLES = [ReportTable("21 captions of 11 videos, split test", ROWS)]
 
@@ -22,6 +22,7 @@ def test_csv_reads_back() -> None:
     assert float(read[2]["R@1"]) == 100 / 3
     assert (read[2]["R@1 low"], read[2]["R@1 high"], read[2]["MdR low"]) == ("20.0", "45.5", "")
     assert (read[1]["R@1"], read[1]["MdR"]) == ("9.0", "")
+    assert [(row["RSum"], row["RSum low"], row["RSum high"]) for row in read[1:3]] == [("", "", ""), ("412.5", "400.0", "420.0")]
     assert {row["queries"] for row in read} == {"21 captions of 11 videos, split test"}
 
 
