@@ -143,6 +143,8 @@ class TrainingConfig(Section):
     """Recompute activations in the backward pass: less memory for one more forward."""
     compile: bool = False
     """Run the towers' layers through torch.compile: faster on a GPU after a minute of compiling. ZeRO stages 0 to 2."""
+    deterministic: bool = False
+    """Reproducible kernels only: two runs on equal hardware and ranks are equal bit by bit, on GPUs too, and slower there."""
     rendezvous_timeout_s: PositiveFloat = 300.0
     """How long the ranks wait at the start for those that have not come; they are then named. A host without a way to it: 30 s."""
     log_every_steps: PositiveInt = 10

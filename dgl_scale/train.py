@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.show_config:
             return show_config(config)
         # Imported here so that --help and --show-config stay instant.
+        from dgl_scale.training.determinism import make_deterministic
         from dgl_scale.training.dry_run import dry_run
         from dgl_scale.training.engine import start_distributed, stop_distributed
         from dgl_scale.training.rendezvous import launch_facts
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dgl_scale.training.stop import StopRequest
 
         stop = StopRequest(config.training.max_minutes, config.training.preemption_file)
+        if config.training.deterministic:
+            make_deterministic()
         device = start_distributed(arguments.device, launch_facts(config), config.training.rendezvous_timeout_s)
         in_step = False
         try:

@@ -129,6 +129,8 @@ class TrainingEngine:
         """
         import deepspeed
 
+        if training.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
+            raise ConfigError("training.precision fp16 is for GPUs; take fp32 or bf16 here")
         self.parameters = parameters
         self._optim = optim
         config = _deepspeed_config(training, optim, micro_batch_size, accumulation_steps)
