@@ -153,6 +153,8 @@ class TrainingConfig(Section):
     peak_tflops: PositiveFloat | None = None
     """Peak rate of a device in the compute type, for the model FLOP utilisation; null: of the known GPUs, else none is recorded."""
     checkpoint_every_steps: PositiveInt = 500
+    validation: Literal["inline", "watched"] = "inline"
+    """Who evaluates checkpoints on `data.validation`: the run itself, or `dgl-scale evaluate --watch` beside it."""
     keep_checkpoints: PositiveInt = 3
     """Newest complete checkpoints to keep, the best one beside them."""
     keep_every_steps: PositiveInt | None = None

@@ -119,7 +119,8 @@ def _build_trainer(
     loader = build_loader(config, index, tokenizer, model.image_size, micro)
     total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
     inputs = Inputs(device, model.image_mean, model.image_std, float(model.logit_scale.exp()))
-    validation = load_split(data.validation, cache=data.cache) if data.validation else None
+    is_inline = training.validation == "inline"
+    validation = load_split(data.validation, cache=data.cache) if data.validation and is_inline else None
     validate = build_validation(model, validation, tokenizer, config, device) if validation else None
 
     def write_prompts(path: Path, prompts: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -155,3 +155,11 @@ def test_a_second_run_in_the_folder_is_refused(small_world: Path, tmp_path: Path
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(arguments(small_world, tmp_path)) == 1
     assert "another run is writing to" in capsys.readouterr().err
+
+
+def test_a_watched_run_validates_nothing_itself(small_world: Path, tmp_path: Path) -> None:
+    more = (f"data.validation={small_world}/shards/validation", "training.validation=watched", "training.max_steps=2")
+    assert main(arguments(small_world, tmp_path, *more)) == 0
+    assert steps(tmp_path) == [2]
+    assert not [name for record in records(tmp_path) for name in record if name.startswith("validation/")]
+    assert not (tmp_path / "quickstart" / "checkpoints" / "best").exists()
