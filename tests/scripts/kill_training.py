@@ -6,6 +6,8 @@ Each kill is SIGKILL to one process: a rank, a reading worker, the launcher, or 
 aimed at the moment in which a checkpoint is being written. All other processes must end within a minute by themselves;
 then the same command is started again, as a user or a scheduler would. Ends with 1 unless every run leads to exactly the
 prompts, moments and losses of the undisturbed one, nothing outlives a kill, and no temporary file is left.
+
+Runs are of one process, of two started like `srun` does (no launcher that would end the others), and of two under `deepspeed`.
 """
 
 import argparse
@@ -32,7 +34,14 @@ from dgl_scale.run_folder import newest_complete
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
 CHECKPOINT_EVERY = 3
+LAUNCHERS = {"python": 0.4, "ranks": 0.4, "deepspeed": 0.2}
 KINDS = {"rank": 40, "launcher": 20, "host": 20, "worker": 20}
+START_RANKS = """
+import os, subprocess, sys
+at = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
+ranks = [subprocess.Popen(sys.argv[2:], env={**os.environ, **at, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+sys.exit(max((rank.wait() for rank in ranks), key=abs))
+"""
 END_S = 60.0
 WAIT_S = 400.0
 POLL_S = 0.002
@@ -53,10 +62,12 @@ class Start:
         return []
 
 
-def command(world: Path, output: Path, ranks: int) -> list[str]:
-    program = [sys.executable] if ranks == 1 else [str(Path(sys.executable).with_name("deepspeed"))]
-    if ranks > 1:
-        program += ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
+def command(world: Path, output: Path, launcher: str) -> list[str]:
+    program = [sys.executable]
+    if launcher == "ranks":
+        program = [sys.executable, "-S", "-c", START_RANKS, str(free_port()), sys.executable]
+    elif launcher == "deepspeed":
+        program = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(free_port())]
     data = [f"data.{split}={world}/shards/{split}" for split in ("train", "test")]
     training = [f"max_steps={STEPS}", "global_batch_size=8", f"checkpoint_every_steps={CHECKPOINT_EVERY}", "log_every_steps=1"]
     other = ["model.pretrained=null", "model.num_frames=2", "data.validation=null", "data.num_workers=1", "seed=3", f"output={output}"]
@@ -64,26 +75,26 @@ def command(world: Path, output: Path, ranks: int) -> list[str]:
     return [*program, "dgl_scale/train.py", "--config", "configs/quickstart.yaml", *options]
 
 
-def start(world: Path, output: Path, ranks: int) -> Start:
+def start(world: Path, output: Path, launcher: str) -> Start:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     log = output.with_suffix(".log")
     with open(log, "ab") as stream:
         process = subprocess.Popen(
-            command(world, output, ranks), cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
+            command(world, output, launcher), cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
     return Start(process, output / "quickstart", log)
 
 
 def kind_of(process: psutil.Process, launcher: int) -> str:
     words = " ".join(process.cmdline())
-    if process.pid == launcher and "train.py" in words and "deepspeed" in words:
+    if process.pid == launcher and ("sys.exit" in words or "bin/deepspeed" in words):
         return "launcher"
     if "deepspeed.launcher.launch" in words:
         return "host"
     if "multiprocessing.spawn" in words:
         return "worker"
-    return "rank" if "dgl_scale/train.py" in words and "deepspeed" not in words.replace("deepspeed/", "") else ""
+    return "rank" if "dgl_scale/train.py" in words else ""
 
 
 def steps_done(run_folder: Path) -> int:
@@ -151,16 +162,16 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return different
 
 
-def torment(world: Path, folder: Path, ranks: int, count: int, rng: random.Random, log: Any) -> int:
-    """Kill `count` times at this world size; returns how much went wrong."""
-    reference = start(world, folder / "reference", ranks)
+def torment(world: Path, folder: Path, launcher: str, count: int, rng: random.Random, log: Any) -> int:
+    """Kill `count` times under this launcher; returns how much went wrong."""
+    reference = start(world, folder / "reference", launcher)
     assert reference.process.wait(WAIT_S) == 0, reference.output.read_text()
     expected = result_of(reference.run_folder)
     kills = runs = wrong = 0
     while kills < count:
         runs += 1
         output = folder / f"run-{runs}"
-        started, code = start(world, output, ranks), None
+        started, code = start(world, output, launcher), None
         while code != 0:
             (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
             is_aimed = rng.random() < 1 / 3
@@ -176,19 +187,17 @@ def torment(world: Path, folder: Path, ranks: int, count: int, rng: random.Rando
                 wrong += survivors
                 moment = "writing a checkpoint" if was_writing else "training" if done else "starting"
                 survived = f", {survivors} SURVIVED" if survivors else ""
-                log.write(f"{kills}\t{ranks}\t{runs}\t{killed[0]}\t{moment}\t{done}\t{seconds:.1f}\t{code}{survived}\n")
+                log.write(f"{kills}\t{launcher}\t{runs}\t{killed[0]}\t{moment}\t{done}\t{seconds:.1f}\t{code}{survived}\n")
                 log.flush()
             if code != 0:
-                started = start(world, output, ranks)
+                started = start(world, output, launcher)
         different = differences(expected, result_of(output / "quickstart"))
         left = [str(path.relative_to(output)) for path in output.rglob("*.tmp")]
         wrong += bool(different or left)
-        log.write(
-            f"# {ranks} ranks, run {runs}: {f'DIFFERENT: {different[:5]} {left[:5]}' if different or left else 'equal, bit for bit'}\n"
-        )
+        log.write(f"# {launcher}, run {runs}: {f'DIFFERENT: {different[:5]} {left[:5]}' if different or left else 'equal, bit for bit'}\n")
         log.flush()
         shutil.rmtree(output)
-    log.write(f"# {ranks} ranks: {kills} kills in {runs} runs, {wrong} wrong\n")
+    log.write(f"# {launcher}: {kills} kills in {runs} runs, {wrong} wrong\n")
     return wrong
 
 
@@ -203,22 +212,23 @@ def make_world(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="kills, over all world sizes")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="world sizes, each with its share of the kills")
+    parser.add_argument("--count", type=int, default=200, help="kills, over all launchers")
+    parser.add_argument("--launchers", nargs="+", choices=list(LAUNCHERS), default=list(LAUNCHERS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", help="file for the log (default: standard output)")
     arguments = parser.parse_args()
+    weights = {name: LAUNCHERS[name] for name in arguments.launchers}
     with tempfile.TemporaryDirectory(prefix="kills-") as parent, contextlib.ExitStack() as stack:
         log = stack.enter_context(open(arguments.log, "w", encoding="utf-8")) if arguments.log else sys.stdout
         make_world(Path(parent))
         log.write(f"# seed {arguments.seed}; {STEPS} steps a run, a checkpoint every {CHECKPOINT_EVERY}\n")
-        log.write("kill\tranks\trun\tprocess\twhile\tsteps logged\tseconds until all had ended\texit code\n")
+        log.write("kill\tlauncher\trun\tprocess\twhile\tsteps logged\tseconds until all had ended\texit code\n")
         wrong = 0
-        for number, ranks in enumerate(arguments.ranks):
-            share = (arguments.count + len(arguments.ranks) - 1 - number) // len(arguments.ranks)
-            folder = Path(parent, f"ranks-{ranks}")
+        for number, (launcher, weight) in enumerate(weights.items()):
+            folder = Path(parent, launcher)
             folder.mkdir()
-            wrong += torment(Path(parent), folder, ranks, share, random.Random(arguments.seed + ranks), log)
+            share = round(arguments.count * weight / sum(weights.values()))
+            wrong += torment(Path(parent), folder, launcher, share, random.Random(arguments.seed + number), log)
     return 1 if wrong else 0
 
 
