@@ -82,16 +82,16 @@ class Start:
         return "host" if "deepspeed.launcher.launch" in words else "rank"
 
 
-def arguments_of(world: Path, output: Path, num_workers: int) -> list[str]:
-    data = [f"data.{split}={world}/shards/{split}" for split in ("train", "test")]
+def arguments_of(shards: Path, output: Path, num_workers: int) -> list[str]:
+    data = [f"data.{split}={shards}/{split}" for split in ("train", "test")]
     training = [f"max_steps={STEPS}", "global_batch_size=8", f"checkpoint_every_steps={CHECKPOINT_EVERY}", "log_every_steps=1"]
     model = ["model.pretrained=null", "model.num_frames=2", "seed=3"]
     other = [f"data.num_workers={num_workers}", "data.validation=null", f"output={output}"]
     return ["--config", "configs/quickstart.yaml", *model, *other, *data, *(f"training.{value}" for value in training)]
 
 
-def start(world: Path, output: Path, launcher: str, num_workers: int) -> Start:
-    arguments, log, run_folder = arguments_of(world, output, num_workers), output.with_suffix(".log"), output / "quickstart"
+def start(shards: Path, output: Path, launcher: str, num_workers: int) -> Start:
+    arguments, log, run_folder = arguments_of(shards, output, num_workers), output.with_suffix(".log"), output / "quickstart"
     if launcher == "deepspeed":
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         program = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(free_port())]
@@ -207,9 +207,9 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return different
 
 
-def torment(world: Path, folder: Path, launcher: str, count: int, rng: random.Random, log: Any) -> int:
+def torment(shards: Path, folder: Path, launcher: str, count: int, rng: random.Random, log: Any) -> int:
     """Kill `count` times under this launcher; returns how much went wrong."""
-    reference = start(world, folder / "reference", launcher, num_workers=0)
+    reference = start(shards, folder / "reference", launcher, num_workers=0)
     assert reference.wait(WAIT_S) == 0, reference.output.read_text()
     expected = result_of(reference.run_folder)
     kills = runs = wrong = 0
@@ -218,7 +218,7 @@ def torment(world: Path, folder: Path, launcher: str, count: int, rng: random.Ra
         output = folder / f"run-{runs}"
         # Every other run reads in a process of its own.
         num_workers = runs % 2
-        started, code = start(world, output, launcher, num_workers), None
+        started, code = start(shards, output, launcher, num_workers), None
         while code != 0:
             (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
             is_aimed = rng.random() < 1 / 3
@@ -237,7 +237,7 @@ def torment(world: Path, folder: Path, launcher: str, count: int, rng: random.Ra
                 log.write(f"{kills}\t{launcher}\t{runs}\t{killed[0]}\t{moment}\t{done}\t{seconds:.1f}\t{code}{survived}\n")
                 log.flush()
             if code != 0:
-                started = start(world, output, launcher, num_workers)
+                started = start(shards, output, launcher, num_workers)
         different = differences(expected, result_of(output / "quickstart"))
         left = [str(path.relative_to(output)) for path in output.rglob("*.tmp")]
         wrong += bool(different or left)
@@ -248,13 +248,14 @@ def torment(world: Path, folder: Path, launcher: str, count: int, rng: random.Ra
     return wrong
 
 
-def make_world(folder: Path) -> None:
-    from dgl_scale.quickstart.clips import make_world as make_clips
+def make_shards(folder: Path) -> Path:
+    from dgl_scale.quickstart.clips import make_world
 
-    make_clips(folder / "world", 0, scale=0.05, workers=1)
+    make_world(folder / "world", 0, scale=0.05, workers=1)
     build = [sys.executable, "shard_tools/build.py", "--config", "configs/shards/quickstart.yaml"]
     build += [f"annotations={folder}/world/annotations.jsonl", f"videos={folder}/world", f"output={folder}/shards"]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=WAIT_S)
+    return folder / "shards"
 
 
 def main() -> int:
@@ -262,12 +263,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="kills, over all launchers")
     parser.add_argument("--launchers", nargs="+", choices=list(LAUNCHERS), default=list(LAUNCHERS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shards", type=Path, help="folder of splits to train on (default: a small world is made)")
     parser.add_argument("--log", help="file for the log (default: standard output)")
     arguments = parser.parse_args()
     weights = {name: LAUNCHERS[name] for name in arguments.launchers}
     with tempfile.TemporaryDirectory(prefix="kills-") as parent, contextlib.ExitStack() as stack:
         log = stack.enter_context(open(arguments.log, "w", encoding="utf-8")) if arguments.log else sys.stdout
-        make_world(Path(parent))
+        shards = (arguments.shards or make_shards(Path(parent))).resolve()
         log.write(f"# seed {arguments.seed}; {STEPS} steps a run, a checkpoint every {CHECKPOINT_EVERY}\n")
         log.write("kill\tlauncher\trun\tprocess\twhile\tsteps logged\tseconds until all had ended\texit code\n")
         wrong = 0
@@ -275,7 +277,7 @@ def main() -> int:
             folder = Path(parent, launcher)
             folder.mkdir()
             share = round(arguments.count * weight / sum(weights.values()))
-            wrong += torment(Path(parent), folder, launcher, share, random.Random(arguments.seed + number), log)
+            wrong += torment(shards, folder, launcher, share, random.Random(arguments.seed + number), log)
     return 1 if wrong else 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from kill_training import ROOT, make_world, steps_done
+from kill_training import ROOT, make_shards, steps_done
 
 from dgl_scale.quickstart.processes import end_process_tree, free_port
 
@@ -25,11 +25,11 @@ SECONDS_BETWEEN = 30.0
 MAX_GROWTH = 1.03
 
 
-def start(world: Path, output: Path, ranks: int, minutes: float) -> "subprocess.Popen[bytes]":
+def start(shards: Path, output: Path, ranks: int, minutes: float) -> "subprocess.Popen[bytes]":
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    data = [f"data.{split}={world}/shards/{split}" for split in ("train", "validation", "test")]
+    data = [f"data.{split}={shards}/{split}" for split in ("train", "validation", "test")]
     training = [f"max_minutes={minutes}", "max_steps=1000000", "global_batch_size=8", "checkpoint_every_steps=50", "log_every_steps=10"]
     other = ["model.pretrained=null", "model.num_frames=2", "data.num_workers=1", f"output={output}", "optim.lr=1e-4"]
     command = [*launcher, "dgl_scale/train.py", "--config", "configs/quickstart.yaml", *other, *data, *(f"training.{t}" for t in training)]
@@ -76,12 +76,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--shards", type=Path, help="folder of splits to train on (default: a small world is made)")
     parser.add_argument("--log", required=True, help="file for the log")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as parent, open(arguments.log, "w", encoding="utf-8") as log:
-        make_world(Path(parent))
+        shards = (arguments.shards or make_shards(Path(parent))).resolve()
         output = Path(parent, "output")
-        process = start(Path(parent), output, arguments.ranks, arguments.minutes)
+        process = start(shards, output, arguments.ranks, arguments.minutes)
         try:
             rows = watch(process, output / "quickstart", log)
         finally:
