@@ -74,15 +74,22 @@ def _until_death(batches: Iterator[T], on_silence: Callable[[], None]) -> Iterat
         yield batch
 
 
+def death_of_worker(error: RuntimeError) -> DglError | None:
+    """What to say where `error` tells of a reading process's death; DataLoader raises it wherever this process is then."""
+    if "DataLoader worker" not in str(error):
+        return None
+    reason = str(error).splitlines()[0].rstrip(". ")
+    return DglError(f"a reading process died ({reason}); if memory or /dev/shm is short, lower data.num_workers or the batch")
+
+
 @contextmanager
 def _death_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0].rstrip(". ")
-        raise DglError(f"a reading process died ({reason}); if memory or /dev/shm is short, lower data.num_workers or the batch") from error
+        if death := death_of_worker(error):
+            raise death from error
+        raise
 
 
 def prepare_worker(worker: int) -> None:

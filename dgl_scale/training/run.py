@@ -18,6 +18,7 @@ from dgl_scale.data.loader import TrainLoader
 from dgl_scale.data.order import rank_places
 from dgl_scale.data.stream_loader import StreamLoader
 from dgl_scale.data.tokenizer import Tokenizer, load_tokenizer
+from dgl_scale.data.workers import death_of_worker
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.files import write_text
 from dgl_scale.model import DGL, build_model, save_prompts
@@ -81,14 +82,19 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise memory_error(config, micro_batch_size, device) from error
-        if not distributed.is_lost_peer(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise DglError(f"another rank is gone ({reason}); run the same command to go on from the newest checkpoint") from error
+        if explained := death_of_worker(error) or _death_of_rank(error):
+            raise explained from error
+        raise
     finally:
         watchdog.close()
         if lock is not None:
             os.close(lock)
+
+
+def _death_of_rank(error: RuntimeError) -> DglError | None:
+    if not distributed.is_lost_peer(error):
+        return None
+    return DglError(f"another rank is gone ({str(error).splitlines()[0]}); run the same command to go on from the newest checkpoint")
 
 
 def rank_sizes(config: RunConfig) -> tuple[int, int]:
