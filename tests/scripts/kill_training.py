@@ -128,6 +128,8 @@ def run_one(arguments: list[str], log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.chdir(ROOT)
+    # Else each reading worker would import this script, and all that it imports.
+    del sys.modules["__main__"].__file__
     sys.exit(train.main(arguments))
 
 
