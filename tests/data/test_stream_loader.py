@@ -167,8 +167,10 @@ def test_a_command_that_fails_names_itself_without_secrets(build):
 
 
 def test_a_command_that_fails_at_its_end_is_a_bad_shard(build, shards):
-    loader = build([{"shards": f"pipe:cat {shards}; exit 3", "samples": 48}], {"allow_pipe": True}, max_corrupt_fraction=1.0)
-    list(loader.steps(0, 3))
+    loader = build([{"shards": f"pipe:cat {shards}; exit 3", "samples": 48}], {"allow_pipe": True, "samples_per_epoch": 4800})
+    batches = loader.steps(0, 100)
+    while not loader.corrupt:
+        next(batches)
     assert "the command ended with exit 3" in loader.corrupt.values()
 
 
