@@ -11,6 +11,7 @@ from dgl_scale.errors import ExitCode
 _BENCHMARKS = {
     "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
     "ranking": ("dgl_scale.bench.ranking", "exact ranks of both directions beside the bare matrix product and other ways to rank"),
+    "reader": ("dgl_scale.bench.reader", "training batches a second beside bare JPEG decoding, and beside webdataset's usual pipeline"),
 }
 # A process of its own, as all shard tools: dgl_scale does not depend on them.
 _SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,10 +44,11 @@ class ShardFiles:
         self._config = cache
         self._cache = DiskCache(cache) if cache else None
         self._note = note
+        self._buffer = bytearray()
         self._open: OrderedDict[Path, int] = OrderedDict()  # file descriptors, least recently used first
 
     def read(self, location: Location) -> Sample:
-        """The sample at a location.
+        """The sample at a location; its frames are views that the next `read` overwrites.
 
         Raises:
             DataError: the shard cannot be read, or the bytes are not those that were written.
@@ -69,36 +71,43 @@ class ShardFiles:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _checked_content(self, location: Location) -> bytes | None:
+    def _checked_content(self, location: Location) -> memoryview | None:
         """The sample's bytes; None if they are damaged."""
         shard = location.shard
         self._note(f"reading sample {location.key} of shard {shard}")
         try:
             if isinstance(shard, RemoteShard):
                 return self._remote_content(location, shard)
-            content = os.pread(self._descriptor(shard), location.size, location.offset)
+            content = self._pread(self._descriptor(shard), location)
         except OSError as error:
             raise DataError(f"sample {location.key} of shard {shard} cannot be read: {error.strerror or error}") from error
         except NotThereError as error:
             raise DataError(f"sample {location.key} cannot be read: {error}") from None
         return content if _is_right(content, location) else None
 
-    def _remote_content(self, location: Location, shard: RemoteShard) -> bytes | None:
+    def _remote_content(self, location: Location, shard: RemoteShard) -> memoryview | None:
         for _ in range(_MAX_FETCHES):
             if self._cache is None:
-                content = Storage().read_range(shard.url, location.offset, location.size)
+                content = memoryview(Storage().read_range(shard.url, location.offset, location.size))
                 if _is_right(content, location):
                     return content
                 continue
             # Held no longer than it is read, so that the cache may evict it.
             name = f"{shard.sha256}.tar"
             descriptor = self._cache.open(name, shard.size, partial(self._fetch, shard))
-            content = os.pread(descriptor, location.size, location.offset)
+            content = self._pread(descriptor, location)
             if _is_right(content, location):
                 os.close(descriptor)
                 return content
             self._cache.discard(name, descriptor)
         return None
+
+    def _pread(self, descriptor: int, location: Location) -> memoryview:
+        if len(self._buffer) < location.size:
+            # A new one: views of the old one may still be about, and keep it from growing.
+            self._buffer = bytearray(location.size)
+        view = memoryview(self._buffer)[: location.size]
+        return view[: os.preadv(descriptor, [view], location.offset)]
 
     def _fetch(self, shard: RemoteShard, stream: BinaryIO) -> None:
         def progress() -> None:
@@ -136,12 +145,13 @@ class SampleReader:
         Raises:
             DataError: as `ShardFiles.read`.
         """
-        return self._files.read(self._index.locate(i))
+        sample = self._files.read(self._index.locate(i))
+        return replace(sample, frames=[bytes(frame) for frame in sample.frames])
 
     def close(self) -> None:
         """Close all open shards; the reader stays usable."""
         self._files.close()
 
 
-def _is_right(content: bytes, location: Location) -> bool:
+def _is_right(content: memoryview, location: Location) -> bool:
     return hashlib.sha256(content).digest() == location.sha256
