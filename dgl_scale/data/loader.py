@@ -85,6 +85,10 @@ class TrainLoader:
                 cannot hold the shards of a remote split.
         """
         _check_cache(index)
+        short = int((index.num_frames < num_frames).sum())
+        if short and rank == 0:
+            message = "%d of %d videos have fewer than model.num_frames %d frames stored; their last frame is repeated"
+            _log.warning(message, short, index.num_videos, num_frames)
         self.corrupt: dict[str, str] = {}
         self.num_samples, self.digest = index.num_videos, index.digest
         self._index = index
