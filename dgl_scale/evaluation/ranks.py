@@ -17,7 +17,7 @@ from dgl_scale.errors import DataError
 from dgl_scale.evaluation.ranking_filter import Direction, Found, filter_ranks
 from dgl_scale.evaluation.unit_vectors import exact_unit, integer_unit, pair_scores
 
-_PAIRS_AT_ONCE = 4096
+_PAIRS_AT_ONCE = 512
 _UNITS_AT_ONCE = 20_480
 """Texts and videos whose units are held at once on a CPU: 42 MB each for 512 components, and as much again for a float32 copy."""
 

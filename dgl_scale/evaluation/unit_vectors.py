@@ -32,7 +32,8 @@ def integer_unit(features: Tensor) -> Tensor:
 
 def pair_scores(text: Tensor, video: Tensor, *, scale: float) -> Tensor:
     """Float64 `[N]`: the exact scores of `text[i]` with `video[i]`, equal to the entries of a full matrix."""
-    return (exact_unit(text) * exact_unit(video)).sum(-1) * scale
+    products = integer_unit(text).double().mul_(integer_unit(video)).sum(-1)
+    return products * QUANTUM**2 * scale
 
 
 def _integer_unit(features: Tensor) -> Tensor:
