@@ -209,6 +209,12 @@ class EvaluationConfig(Section):
     """Ray actors."""
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    start_timeout_s: PositiveFloat = 300.0
+    """How long to wait while not a single worker is ready."""
+    feature_store: str | None = ".features"
+    """Folder of encoded features, relative to `output`, for later evaluations; null: none are kept."""
+    feature_store_gib: PositiveFloat = 20.0
+    """What the store may hold after an evaluation; the least recently used features go first."""
     block_size: PositiveInt = 1024
     """Queries a block of the similarity matrix; bounds memory, never the result."""
     top_k: PositiveInt = 10

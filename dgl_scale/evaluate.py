@@ -15,7 +15,7 @@ from dgl_scale.entry import config_parser, parse_arguments, require, run_command
 from dgl_scale.errors import ExitCode
 
 if TYPE_CHECKING:
-    from dgl_scale.evaluation.workers import Progress
+    from dgl_scale.evaluation.encoding import Progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgl_scale.errors import ConfigError, DataError
-from dgl_scale.files import path_inside
+from dgl_scale.files import json_sha256, path_inside
 from dgl_scale.torchvision_import import import_open_clip
 
 # The longest entries of CLIP's vocabulary have 32 bytes, so no longer piece of a word can be needed for one more token.
@@ -29,6 +30,11 @@ class Tokenizer:
         rows = [[self._bpe.sot_token_id, *self._encode(text), self._bpe.eot_token_id] for text in texts]
         padded = [row + [0] * (self.max_words - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64).reshape(len(texts), self.max_words)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the vocabulary, in its order, and of the number of positions: equal digests, equal tokens."""
+        return json_sha256([list(self._bpe.encoder.items()), self.max_words])
 
     def pieces(self, tokens: Tensor) -> list[str]:
         """The text that each token id of `[L]` stands for, with the space behind it; start and end in angle brackets."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from dgl_scale.batch import normalise_frames
 from dgl_scale.config import RunConfig
 from dgl_scale.data.index import SplitIndex
 from dgl_scale.data.loader import evaluation_batches
@@ -13,6 +12,7 @@ from dgl_scale.data.reader import SampleReader
 from dgl_scale.data.tokenizer import Tokenizer
 from dgl_scale.evaluation.features import Features, join_features
 from dgl_scale.evaluation.retrieval import Retrieval, evaluate_features
+from dgl_scale.evaluation.units import encode_captions, encode_frames
 from dgl_scale.model import DGL, build_model, load_prompts
 from dgl_scale.model.precision import DTYPES
 
@@ -37,11 +37,16 @@ def load_model(config: RunConfig, prompts: Path | None, device: torch.device) ->
         CheckpointError: the prompts belong to another model.
         ConfigError: the config asks for prompts of no kind (`latent_space: null`) but a prompts file is given.
     """
-    model_config = config.model if prompts is not None else config.model.model_copy(update={"latent_space": None})
-    model = build_model(model_config, seed=config.seed, dtype=_compute_dtype(config), device=device)
+    model = build_model_of(config, frozen=prompts is None, device=device)
     if prompts is not None:
         load_prompts(model, prompts)
-    return model.eval()
+    return model
+
+
+def build_model_of(config: RunConfig, *, frozen: bool, device: torch.device) -> DGL:
+    """The model of a run, to encode with: with prompts that are to be loaded, or the frozen CLIP of its config."""
+    model_config = config.model.model_copy(update={"latent_space": None}) if frozen else config.model
+    return build_model(model_config, seed=config.seed, dtype=_compute_dtype(config), device=device).eval()
 
 
 def encode_split(
@@ -71,10 +76,8 @@ def encode_split(
     # Not inference_mode: ZeRO-3 gathers and releases parameters in the forward pass and writes to them.
     with torch.no_grad():
         for batch in batches:
-            frames = normalise_frames(batch.frames.to(device), model.image_mean, model.image_std, _compute_dtype(config))
-            video.append(model.encode_video(frames).float().cpu())
-            # Tokens stay on the CPU, where the model finds their ends without waiting for a GPU.
-            text += [model.encode_text(part).float().cpu() for part in torch.split(batch.tokens, batch_size)]
+            video.append(encode_frames(model, batch.frames, _compute_dtype(config), device))
+            text.append(encode_captions(model, batch.tokens, batch_size))
             video_index.append(batch.video_index + len(keys))
             tokens.append(batch.tokens)
             keys += batch.keys

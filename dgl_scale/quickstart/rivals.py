@@ -17,9 +17,9 @@ from dgl_scale.data.loader import evaluation_batches
 from dgl_scale.data.tokenizer import Tokenizer, load_tokenizer
 from dgl_scale.evaluation.embedding import load_model, read_annotations
 from dgl_scale.evaluation.features import Features, join_features
+from dgl_scale.evaluation.provenance import package_versions
 from dgl_scale.evaluation.results import RESULTS, read_results, write_results
 from dgl_scale.evaluation.retrieval import evaluate_features
-from dgl_scale.evaluation.run import package_versions
 from dgl_scale.model import DGL
 from dgl_scale.quickstart.temporal_head import PairedFeatures, TemporalHead, train_temporal_head
 

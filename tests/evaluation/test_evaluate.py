@@ -120,6 +120,15 @@ def test_a_whole_evaluation_and_its_report(
     assert {name: results[name] for name in here.figures} == here.figures
     assert [row["rank"] for row in read_ranks(folder, "video_to_text")] == here.ranking.video_to_text.ranks.tolist()
 
+    # Other figures of the same features: nothing is encoded, so no cluster is missed.
+    again = ["--config", str(config_file), "--checkpoint", str(tmp_path / "mine.safetensors"), "--device", "cpu", "evaluation.top_k=3"]
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        assert evaluate.main(again) == 0
+    results = read_results(folder)
+    assert results["encoded"] == {"videos": 0, "captions_of_videos": 0}
+    assert {name: results[name] for name in here.figures} == here.figures
+
     assert report_command.main([str(tmp_path / "runs" / "tiny")]) == 0
     page = (tmp_path / "runs" / "tiny" / "report.html").read_text()
     assert "DGL-Transformer" in page

@@ -1,0 +1,161 @@
+"""Features of splits: out of the store what it has, the rest from the workers, and into the store."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dgl_scale.config import RunConfig
+from dgl_scale.data.index import SplitIndex
+from dgl_scale.data.tokenizer import Tokenizer
+from dgl_scale.evaluation.embedding import Annotations
+from dgl_scale.evaluation.feature_keys import FeatureKeys, prompts_digest
+from dgl_scale.evaluation.feature_store import Entry, FeatureStore
+from dgl_scale.evaluation.features import Features, join_features
+from dgl_scale.evaluation.units import EncodedCaptions, EncodedUnit, Unit, check_split, check_unit, split_units
+from dgl_scale.evaluation.workers import WorkerJob, Workers
+from dgl_scale.model import DGL
+
+Progress = Callable[[int, int], None]
+"""Called with (videos done, videos in all)."""
+
+_BYTES_PER_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """All features of a split.
+
+    Attributes:
+        units: in order.
+        index: of the split.
+        encoded: how many videos' frames, and how many videos' captions, were encoded now and not found in the store.
+    """
+
+    units: Sequence[EncodedUnit]
+    index: SplitIndex
+    encoded: tuple[int, int]
+
+    def features(self, scale: float) -> Features:
+        """As one; `scale` is the model's factor on cosines. DataError as `join_features`."""
+        parts = []
+        for one in self.units:
+            assert one.video is not None and one.captions is not None, "of this split only one half was encoded"
+            keys = tuple(map(str, self.index.keys[one.unit.start : one.unit.stop]))
+            captions = one.captions
+            parts.append(Features(one.video, captions.features, captions.video_index, captions.tokens, keys, scale))
+        return join_features(parts)
+
+    def annotations(self) -> Annotations:
+        """What the samples say of themselves, as `read_annotations` gives it."""
+        keys = self.index.keys
+        key_of = {str(video_id): str(key) for video_id, key in zip(self.index.video_ids, keys, strict=True)}
+        captions: dict[str, list[str]] = {str(key): [] for key in keys}
+        twins = {}
+        for one in self.units:
+            assert one.captions is not None
+            for video, text in zip(one.captions.video_index.tolist(), one.captions.texts, strict=True):
+                captions[str(keys[one.unit.start + video])].append(text)
+            for video, twin in enumerate(one.captions.twins):
+                if twin in key_of:
+                    twins[str(keys[one.unit.start + video])] = key_of[twin]
+        return Annotations(captions, twins)
+
+
+class SplitEncoder:
+    """Encodes splits with one set of workers, for one model after the other; `close` ends them.
+
+    Args:
+        config: with a resolved precision.
+        frozen: whether the model is a CLIP without prompts.
+        device: `cpu` or `cuda`, where the workers encode.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, *, frozen: bool, device: str, progress: Progress) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._device = device
+        self._progress = progress
+        self._workers = Workers(WorkerJob(config, frozen, device))
+        evaluation = config.evaluation
+        folder = (
+            None if evaluation.feature_store is None else Path(config.output).expanduser() / Path(evaluation.feature_store).expanduser()
+        )
+        self._store = None if folder is None else FeatureStore(folder, int(evaluation.feature_store_gib * _BYTES_PER_GIB))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.close()
+
+    def encode(self, model: DGL, index: SplitIndex, split: str, *, frames: bool = True) -> EncodedSplit:
+        """The features of a split under a model; its prompts go to the workers.
+
+        Args:
+            index: of the split.
+            split: its folder or address, as the workers find it.
+            frames: False: captions only.
+
+        Raises:
+            DataError: a sample cannot be read, has no caption, or gets a feature that is not finite.
+            ConfigError, DglError: as `Workers.encode`.
+        """
+        check_split(index)
+        keys = FeatureKeys(model, self._tokenizer, self._config, self._device)
+        wanted = split_units(split, index.num_videos, self._config.evaluation.batch_size, frames=frames)
+        done = {unit.start: self._find(unit, index, keys) for unit in wanted}
+        missing = [rest for unit in wanted if (rest := _rest(unit, done[unit.start])) is not None]
+        self._encode_missing(missing, done, model, index, keys)
+        if self._store is not None and missing:
+            self._store.trim()
+        encoded = tuple(sum(unit.stop - unit.start for unit in missing if getattr(unit, half)) for half in ("frames", "captions"))
+        return EncodedSplit([done[unit.start] for unit in wanted], index, (encoded[0], encoded[1]))
+
+    def _encode_missing(
+        self, missing: Sequence[Unit], done: dict[int, EncodedUnit], model: DGL, index: SplitIndex, keys: FeatureKeys
+    ) -> None:
+        left = sum(unit.stop - unit.start for unit in missing)
+        for encoded in self._workers.encode(missing, prompts_digest(model), model.prompts_state()):
+            unit = encoded.unit
+            check_unit(encoded, index.keys[unit.start : unit.stop].tolist())
+            self._keep(encoded, index, keys)
+            found = done[unit.start]
+            done[unit.start] = EncodedUnit(
+                found.unit, encoded.video if unit.frames else found.video, encoded.captions if unit.captions else found.captions
+            )
+            left -= unit.stop - unit.start
+            self._progress(index.num_videos - left, index.num_videos)
+
+    def _find(self, unit: Unit, index: SplitIndex, keys: FeatureKeys) -> EncodedUnit:
+        """What the store has of a unit."""
+        if self._store is None:
+            return EncodedUnit(unit, None, None)
+        frames = self._store.read(keys.frames(unit, index)) if unit.frames else None
+        captions = self._store.read(keys.captions(unit, index)) if unit.captions else None
+        return EncodedUnit(
+            unit,
+            None if frames is None else frames.tensors["features"],
+            None if captions is None else _captions_of(captions),
+        )
+
+    def _keep(self, encoded: EncodedUnit, index: SplitIndex, keys: FeatureKeys) -> None:
+        if self._store is None:
+            return
+        if encoded.video is not None:
+            self._store.write(keys.frames(encoded.unit, index), Entry({"features": encoded.video}, {}))
+        if (captions := encoded.captions) is not None:
+            self._store.write(keys.captions(encoded.unit, index), _entry_of(captions))
+
+
+def _entry_of(captions: EncodedCaptions) -> Entry:
+    tensors = {"features": captions.features, "tokens": captions.tokens, "video_index": captions.video_index}
+    return Entry(tensors, {"texts": captions.texts, "twins": captions.twins})
+
+
+def _captions_of(entry: Entry) -> EncodedCaptions:
+    tensors, notes = entry.tensors, entry.notes
+    return EncodedCaptions(tensors["features"], tensors["tokens"], tensors["video_index"], notes["texts"], notes["twins"])
+
+
+def _rest(unit: Unit, found: EncodedUnit) -> Unit | None:
+    """What of a unit is still to be encoded."""
+    rest = replace(unit, frames=unit.frames and found.video is None, captions=unit.captions and found.captions is None)
+    return rest if rest.frames or rest.captions else None
