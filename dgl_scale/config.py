@@ -215,6 +215,12 @@ class EvaluationConfig(Section):
     """Folder of encoded features, relative to `output`, for later evaluations; null: none are kept."""
     feature_store_gib: PositiveFloat = 20.0
     """What the store may hold after an evaluation; the least recently used features go first."""
+    watch_order: Literal["oldest", "newest"] = "oldest"
+    """Which of several waiting checkpoints `--watch` takes first, when it falls behind."""
+    watch_seconds: PositiveFloat = 10.0
+    """How often `--watch` looks for new checkpoints."""
+    watch_patience_s: PositiveFloat = 300.0
+    """How long the run folder that is watched may be missing."""
     block_size: PositiveInt = 1024
     """Queries a block of the similarity matrix; bounds memory, never the result."""
     top_k: PositiveInt = 10

@@ -1,13 +1,17 @@
 """Evaluate retrieval: `python dgl_scale/evaluate.py --config C --checkpoint RUN|STEP|prompts.safetensors|none [--workers N]`.
 
-Ray workers encode the split; ranks, metrics and their intervals go to `runs/<name>/evaluation/`.
+Ray workers encode the split; ranks, metrics and their intervals go to `runs/<name>/evaluation/`. With `--watch RUN` instead of
+`--checkpoint`, each checkpoint of a run is evaluated while training goes on.
 """
 
 import argparse
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from dgl_scale.config import RunConfig
 from dgl_scale.config_file import load_config
@@ -26,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="RUN|STEP|FILE|none",
         help="a run folder (its best checkpoint, else its newest), a step folder, a prompts file; none: frozen CLIP",
     )
+    parser.add_argument("--watch", metavar="RUN", help="folder or address of a run: evaluate each of its checkpoints until it is finished")
     parser.add_argument("--workers", type=int, metavar="N", help="Ray actors; same as evaluation.num_workers=N")
     parser.add_argument("--split", choices=("test", "validation"), help="same as evaluation.split=…")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
@@ -36,10 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.show_config:
             return show_config(config)
         require(
-            arguments.checkpoint is not None,
+            arguments.checkpoint is not None or arguments.watch is not None,
             "--checkpoint is missing: a run folder, a step folder, a prompts file, or none for the frozen CLIP",
         )
-        _evaluate(config, arguments.checkpoint, arguments.device, list(sys.argv[1:] if argv is None else argv))
+        require(arguments.checkpoint is None or arguments.watch is None, "give --checkpoint or --watch, not both")
+        command = ["dgl_scale/evaluate.py", *(sys.argv[1:] if argv is None else argv)]
+        with _stopping_at_sigterm():
+            if arguments.watch is None:
+                _evaluate(config, arguments.checkpoint, arguments.device, command)
+            else:
+                _watch(config, arguments.watch, arguments.device, command)
         return ExitCode.DONE
 
     return run_command(work, debug=arguments.debug)
@@ -50,16 +61,39 @@ def _as_overrides(arguments: argparse.Namespace) -> list[str]:
     return overrides if arguments.split is None else [*overrides, f"evaluation.split={arguments.split}"]
 
 
-def _evaluate(config: RunConfig, checkpoint_argument: str, device: str, argv: list[str]) -> None:
+def _evaluate(config: RunConfig, checkpoint_argument: str, device: str, command: list[str]) -> None:
     # Imported here so that --help and --show-config stay instant.
     from dgl_scale.evaluation.run import evaluate_checkpoint
     from dgl_scale.evaluation.tables import print_results
 
-    folder, results = evaluate_checkpoint(
-        config, checkpoint_argument, device, command=["dgl_scale/evaluate.py", *argv], progress=_show_progress()
-    )
+    folder, results = evaluate_checkpoint(config, checkpoint_argument, device, command=command, progress=_show_progress())
     print_results(results)
     sys.stdout.write(f"results: {folder}\n")
+
+
+def _watch(config: RunConfig, run: str, device: str, command: list[str]) -> None:
+    from dgl_scale.evaluation.retrieval import DIRECTIONS
+    from dgl_scale.evaluation.watch import watch
+
+    def announce(results: dict[str, Any]) -> None:
+        recalls = ", ".join(f"{direction.replace('_', '-')} R@1 {results[direction]['R@1']:.1f}" for direction in DIRECTIONS)
+        sys.stdout.write(f"step {results['step']}: {recalls} ({results['split']}, {results['seconds']:.0f} s)\n")
+        sys.stdout.flush()
+
+    watch(config, run, device, command=command, progress=_show_progress(), announce=announce)
+
+
+@contextmanager
+def _stopping_at_sigterm() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the block as Ctrl-C does: workers and a private Ray go too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _show_progress() -> "Progress":
@@ -67,10 +101,14 @@ def _show_progress() -> "Progress":
     from dgl_scale.telemetry import say
 
     started = last = time.monotonic()
+    before = 0
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal started, last, before
         now = time.monotonic()
+        if done <= before:  # the next checkpoint of a watched run
+            started = now
+        before = done
         if done == total or now - last > _SECONDS_BETWEEN_LINES:
             last = now
             say(f"encoded {done} of {total} videos in {now - started:.0f} s")

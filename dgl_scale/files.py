@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, and names that stay inside their folder."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -44,6 +45,54 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+class LockedError(DglError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file while the block runs, as its only holder on all machines that share its disk.
+
+    The system frees the lock of a process that dies. The file is removed at the end.
+
+    Args:
+        path: of the lock file.
+        wait: until it is free.
+
+    Raises:
+        LockedError: another process holds it, and `wait` is False.
+        DglError: it cannot be made there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise LockedError(f"{path} is held by another process") from error
+    except OSError as error:
+        raise DglError(f"cannot lock {path}: {error.strerror or error}; choose a folder on a disk with file locks") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path, operation: int) -> int:
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, operation)
+            # The holder before may have removed the file that this process had opened: then that lock is worth nothing.
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

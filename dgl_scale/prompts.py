@@ -11,7 +11,7 @@ from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ExitCode
 
 _DIGEST_CHARACTERS = 12
-_SAID_ELSEWHERE = {"shards", "config_sha256", "training", "validation", "step"}
+_SAID_ELSEWHERE = {"shards", "dataset", "config_sha256", "training", "validation", "step"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +119,8 @@ def _history(extra: Mapping[str, Any]) -> dict[str, str]:
     """What training wrote beside the prompts, as far as it is there."""
     lines = {}
     if "shards" in extra:
-        lines["trained on"] = f"shards {_short(extra['shards'])}"
+        dataset = f"{extra['dataset']}, " if extra.get("dataset") else ""
+        lines["trained on"] = f"{dataset}shards {_short(extra['shards'])}"
     if "step" in extra:
         total = extra.get("training", {}).get("total_steps")
         lines["step"] = f"{extra['step']}" + (f" of {total}" if total else "")

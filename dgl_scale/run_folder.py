@@ -13,6 +13,8 @@ from typing import Any
 
 from dgl_scale.errors import CheckpointError, DglError
 from dgl_scale.files import file_sha256, read_json, write_json
+from dgl_scale.storage.storage import Storage
+from dgl_scale.storage.urls import Location, join
 
 PROMPTS = "prompts.safetensors"
 MANIFEST = "manifest.json"
@@ -158,3 +160,30 @@ def mark_finished(run_folder: Path, step: int) -> None:
 def unmark_finished(run_folder: Path) -> None:
     """Take `mark_finished` back: the run goes on."""
     (run_folder / FINISHED).unlink(missing_ok=True)
+
+
+def is_finished(run_folder: Location) -> bool:
+    """Whether a run is marked finished.
+
+    Args:
+        run_folder: a path, or an address.
+
+    Raises:
+        StorageError: the server of an address cannot be reached or refuses.
+    """
+    return Storage().size(join(run_folder, FINISHED)) is not None
+
+
+def point_at_best(run_folder: Path, checkpoint: Path, value: float) -> None:
+    """Point `best` at a checkpoint, unless it is gone or `best` has a higher mean of both directions' R@1 on the validation split."""
+    best = read_pointer(run_folder, "best")
+    if (best is not None and best["value"] >= value) or not checkpoint.is_dir():
+        return
+    write_pointer(run_folder, "best", checkpoint, metric="validation mean R@1", value=value)
+    # A checkpoint that `best` points at is not deleted; one that was being deleted just now must not be pointed at.
+    if not checkpoint.is_dir():
+        pointer = checkpoints_folder(run_folder) / "best"
+        if best is None:
+            pointer.unlink(missing_ok=True)
+        else:
+            write_json(pointer, best)

@@ -1,12 +1,25 @@
 import os
 import shutil
 import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from dgl_scale.errors import DataError, DglError
-from dgl_scale.files import atomic_file, atomic_folder, file_sha256, json_sha256, path_inside, read_json, write_json
+from dgl_scale.files import (
+    LockedError,
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
+    file_sha256,
+    json_sha256,
+    path_inside,
+    read_json,
+    write_json,
+)
 
 
 def test_atomic_file_is_absent_after_an_error(tmp_path: Path) -> None:
@@ -97,3 +110,53 @@ def test_digests_are_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert json_sha256({"b": 1, "a": 2}) == json_sha256({"a": 2, "b": 1}) != json_sha256({"a": 1, "b": 2})
+
+
+def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / ".lock"
+    with exclusive_lock(lock):
+        with pytest.raises(LockedError, match="held by another process"), exclusive_lock(lock):
+            pass
+        assert lock.exists()
+    assert not lock.exists()
+    with exclusive_lock(lock):
+        pass
+
+
+def test_waiting_lockers_come_one_after_the_other(tmp_path: Path) -> None:
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            with exclusive_lock(tmp_path / ".lock", wait=True):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = "import sys, time, pathlib\nfrom dgl_scale.files import exclusive_lock\n"
+    code += "with exclusive_lock(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    lock = tmp_path / ".lock"
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(LockedError), exclusive_lock(lock):
+            pass
+        holder.kill()
+    with exclusive_lock(lock):
+        pass
+
+
+def test_a_place_without_locks_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DglError, match="cannot lock"), exclusive_lock(tmp_path / "file" / ".lock"):
+        pass

@@ -9,6 +9,7 @@ from dgl_scale.errors import ExitCode
 
 # Claim to (module with `main(argv) -> int`, what it measures).
 _BENCHMARKS = {
+    "evaluation": ("dgl_scale.bench.evaluation", "videos a second of evaluation workers, beside the model's bare forward"),
     "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
     "ranking": ("dgl_scale.bench.ranking", "exact ranks of both directions beside the bare matrix product and other ways to rank"),
     "reader": ("dgl_scale.bench.reader", "training batches a second beside bare JPEG decoding, and beside webdataset's usual pipeline"),

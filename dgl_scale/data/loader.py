@@ -22,7 +22,7 @@ from dgl_scale.data.activity import Activity
 from dgl_scale.data.feed import Decoded, Feed
 from dgl_scale.data.frames import choose_frames, decode_frames
 from dgl_scale.data.index import SplitIndex
-from dgl_scale.data.location import Location, RemoteShard
+from dgl_scale.data.location import Location, RemoteShard, dataset_name
 from dgl_scale.data.order import EpochOrder, LastBatch, rank_places, replacements
 from dgl_scale.data.reader import ShardFiles
 from dgl_scale.data.tokenizer import Tokenizer
@@ -56,6 +56,7 @@ class TrainLoader:
         steps_per_epoch: global batches an epoch.
         num_samples: readable videos of the split.
         digest: of the split and of what is excluded.
+        dataset: what the split is of, by its shards' names; None where they do not tell.
         corrupt: key and error of each unreadable sample that this rank has met.
     """
 
@@ -91,6 +92,7 @@ class TrainLoader:
             _log.warning(message, short, index.num_videos, num_frames)
         self.corrupt: dict[str, str] = {}
         self.num_samples, self.digest = index.num_videos, index.digest
+        self.dataset = dataset_name(index.shards[0])
         self._index = index
         self._tokenizer = tokenizer
         self._order = EpochOrder(index.num_captions, seed, global_batch_size, last_batch)

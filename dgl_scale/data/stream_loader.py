@@ -43,6 +43,7 @@ class StreamLoader:
         steps_per_epoch: global batches an epoch, by the stated number of samples.
         num_samples: the stated number of samples an epoch.
         digest: of the sources as configured.
+        dataset: None, since foreign shards do not tell.
         corrupt: key of each unreadable sample, and name of each unreadable shard, that this rank has met, to its error.
     """
 
@@ -78,6 +79,7 @@ class StreamLoader:
             raise ConfigError(
                 f"global_batch_size {global_batch_size} is larger than the {self.num_samples} samples of an epoch of data.streaming"
             )
+        self.dataset: str | None = None
         self.digest = json_sha256([config.model_dump(include={"sources", "samples_per_epoch"}), self.num_samples])
         self._tokenizer = tokenizer
         self._sizes = [places.stop - places.start for places in rank_places(global_batch_size, rank, world_size, micro_batch_size)]

@@ -14,6 +14,8 @@ from dgl_scale.evaluation.features import Features, join_features
 from dgl_scale.evaluation.retrieval import Retrieval, evaluate_features
 from dgl_scale.evaluation.units import encode_captions, encode_frames
 from dgl_scale.model import DGL, build_model, load_prompts
+from dgl_scale.model.backbone import supports_prompts
+from dgl_scale.model.frozen_clip import EvaluatedModel, FrozenClip
 from dgl_scale.model.precision import DTYPES
 
 
@@ -37,16 +39,20 @@ def load_model(config: RunConfig, prompts: Path | None, device: torch.device) ->
         CheckpointError: the prompts belong to another model.
         ConfigError: the config asks for prompts of no kind (`latent_space: null`) but a prompts file is given.
     """
-    model = build_model_of(config, frozen=prompts is None, device=device)
+    model_config = config.model if prompts is not None else config.model.model_copy(update={"latent_space": None})
+    model = build_model(model_config, seed=config.seed, dtype=_compute_dtype(config), device=device)
     if prompts is not None:
         load_prompts(model, prompts)
-    return model
+    return model.eval()
 
 
-def build_model_of(config: RunConfig, *, frozen: bool, device: torch.device) -> DGL:
-    """The model of a run, to encode with: with prompts that are to be loaded, or the frozen CLIP of its config."""
-    model_config = config.model.model_copy(update={"latent_space": None}) if frozen else config.model
-    return build_model(model_config, seed=config.seed, dtype=_compute_dtype(config), device=device).eval()
+def build_model_of(config: RunConfig, *, frozen: bool, device: torch.device) -> EvaluatedModel:
+    """The model of a run, to encode with: with prompts that are to be loaded, or the frozen CLIP of its config, of any kind."""
+    if frozen and not supports_prompts(config.model.clip):
+        return FrozenClip(config.model, seed=config.seed, dtype=_compute_dtype(config), device=device)
+    if frozen:
+        return load_model(config, None, device)
+    return build_model(config.model, seed=config.seed, dtype=_compute_dtype(config), device=device).eval()
 
 
 def encode_split(

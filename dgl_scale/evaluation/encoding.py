@@ -1,8 +1,12 @@
 """Features of splits: out of the store what it has, the rest from the workers, and into the store."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from dgl_scale.config import RunConfig
 from dgl_scale.data.index import SplitIndex
@@ -13,7 +17,7 @@ from dgl_scale.evaluation.feature_store import Entry, FeatureStore
 from dgl_scale.evaluation.features import Features, join_features
 from dgl_scale.evaluation.units import EncodedCaptions, EncodedUnit, Unit, check_split, check_unit, split_units
 from dgl_scale.evaluation.workers import WorkerJob, Workers
-from dgl_scale.model import DGL
+from dgl_scale.model.frozen_clip import EvaluatedModel
 
 Progress = Callable[[int, int], None]
 """Called with (videos done, videos in all)."""
@@ -44,6 +48,10 @@ class EncodedSplit:
             captions = one.captions
             parts.append(Features(one.video, captions.features, captions.video_index, captions.tokens, keys, scale))
         return join_features(parts)
+
+    def caption_features(self) -> Tensor:
+        """Float32 `[Q, E]`, of all captions."""
+        return torch.cat([one.captions.features for one in self.units if one.captions is not None])
 
     def annotations(self) -> Annotations:
         """What the samples say of themselves, as `read_annotations` gives it."""
@@ -86,13 +94,16 @@ class SplitEncoder:
         """End the workers."""
         self._workers.close()
 
-    def encode(self, model: DGL, index: SplitIndex, split: str, *, frames: bool = True) -> EncodedSplit:
+    def encode(
+        self, model: EvaluatedModel, index: SplitIndex, split: str, *, frames: bool = True, max_captions: int | None = None
+    ) -> EncodedSplit:
         """The features of a split under a model; its prompts go to the workers.
 
         Args:
             index: of the split.
             split: its folder or address, as the workers find it.
             frames: False: captions only.
+            max_captions: enough units, at even distances, for so many captions; None: all units.
 
         Raises:
             DataError: a sample cannot be read, has no caption, or gets a feature that is not finite.
@@ -101,6 +112,9 @@ class SplitEncoder:
         check_split(index)
         keys = FeatureKeys(model, self._tokenizer, self._config, self._device)
         wanted = split_units(split, index.num_videos, self._config.evaluation.batch_size, frames=frames)
+        if max_captions is not None and max_captions < index.total_captions:
+            count = math.ceil(len(wanted) * max_captions / index.total_captions)
+            wanted = [wanted[i * len(wanted) // count] for i in range(count)]
         done = {unit.start: self._find(unit, index, keys) for unit in wanted}
         missing = [rest for unit in wanted if (rest := _rest(unit, done[unit.start])) is not None]
         self._encode_missing(missing, done, model, index, keys)
@@ -110,8 +124,9 @@ class SplitEncoder:
         return EncodedSplit([done[unit.start] for unit in wanted], index, (encoded[0], encoded[1]))
 
     def _encode_missing(
-        self, missing: Sequence[Unit], done: dict[int, EncodedUnit], model: DGL, index: SplitIndex, keys: FeatureKeys
+        self, missing: Sequence[Unit], done: dict[int, EncodedUnit], model: EvaluatedModel, index: SplitIndex, keys: FeatureKeys
     ) -> None:
+        total = sum(one.unit.stop - one.unit.start for one in done.values())
         left = sum(unit.stop - unit.start for unit in missing)
         for encoded in self._workers.encode(missing, prompts_digest(model), model.prompts_state()):
             unit = encoded.unit
@@ -122,7 +137,7 @@ class SplitEncoder:
                 found.unit, encoded.video if unit.frames else found.video, encoded.captions if unit.captions else found.captions
             )
             left -= unit.stop - unit.start
-            self._progress(index.num_videos - left, index.num_videos)
+            self._progress(total - left, total)
 
     def _find(self, unit: Unit, index: SplitIndex, keys: FeatureKeys) -> EncodedUnit:
         """What the store has of a unit."""

@@ -15,7 +15,7 @@ from dgl_scale.data.index import SplitIndex
 from dgl_scale.data.tokenizer import Tokenizer
 from dgl_scale.evaluation.units import Unit
 from dgl_scale.files import json_sha256
-from dgl_scale.model import DGL
+from dgl_scale.model.frozen_clip import EvaluatedModel
 
 _FORMAT = 1
 _PROMPT_KEYS = ("latent_space", "num_local_prompts", "num_global_prompts", "num_prefix_prompts", "num_postfix_prompts", "prompt_depth")
@@ -34,7 +34,7 @@ class FeatureKeys:
         device: type of the device that encodes.
     """
 
-    def __init__(self, model: DGL, tokenizer: Tokenizer, config: RunConfig, device: str) -> None:
+    def __init__(self, model: EvaluatedModel, tokenizer: Tokenizer, config: RunConfig, device: str) -> None:
         arithmetic: dict[str, Any] = {"torch": torch.__version__, "device": device, "precision": config.training.precision}
         if device == "cpu":
             # The order of float sums depends on the number of threads.
@@ -72,7 +72,7 @@ def _unit_key(recipe: str, unit: Unit, index: SplitIndex) -> str:
     return hashlib.sha256(recipe.encode() + index.sha256[unit.start : unit.stop].tobytes()).hexdigest()
 
 
-def prompts_digest(model: DGL, ignored: tuple[str, ...] = ()) -> str | None:
+def prompts_digest(model: EvaluatedModel, ignored: tuple[str, ...] = ()) -> str | None:
     """Of the prompts (without those whose names begin as `ignored`) and of how they are laid out; None for a frozen CLIP."""
     if model.prompts is None:
         return None

@@ -2,18 +2,21 @@
 
 import importlib.metadata
 import platform
-from pathlib import Path
 from typing import Any
 
 from dgl_scale.config import RunConfig
+from dgl_scale.data.index import SplitIndex
+from dgl_scale.data.location import dataset_name
+from dgl_scale.errors import DglError
 from dgl_scale.evaluation.results import Checkpoint
-from dgl_scale.model import DGL
-from dgl_scale.storage.urls import is_url
+from dgl_scale.evaluation.splits import absolute, open_split
+from dgl_scale.model.frozen_clip import EvaluatedModel
+from dgl_scale.model.weights import read_prompts_metadata
 
 _VERSIONS_OF = ("dgl-scale", "torch", "open_clip_torch", "ray", "deepspeed", "webdataset", "numpy")
 
 
-def model_facts(config: RunConfig, model: DGL, checkpoint: Checkpoint) -> dict[str, Any]:
+def model_facts(config: RunConfig, model: EvaluatedModel, checkpoint: Checkpoint) -> dict[str, Any]:
     """`trained_parameters`, `trained_share` and `model` of a results.json."""
     trained = sum(parameter.numel() for _, parameter in model.trainable_parameters()) if checkpoint.prompts is not None else 0
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -39,9 +42,29 @@ def selection(config: RunConfig, checkpoint: Checkpoint) -> str:
     return checkpoint.selection
 
 
-def absolute(split: str) -> str:
-    """Where a split is, for processes that may run in another folder."""
-    return split if is_url(split) else str(Path(split).expanduser().resolve())
+def training_facts(config: RunConfig, checkpoint: Checkpoint, index: SplitIndex) -> dict[str, Any]:
+    """`dataset`, what is evaluated; `trained_on`, what the prompts were trained on by their own card; and `transfer`.
+
+    `transfer` is whether these are two datasets, None where it is not known. Of a frozen CLIP both are null.
+    """
+    dataset = dataset_name(index.shards[0])
+    if checkpoint.prompts is None:
+        return {"dataset": dataset, "trained_on": None, "transfer": None}
+    card = read_prompts_metadata(checkpoint.prompts)["extra"]
+    trained_on = {key: card.get(key) for key in ("run", "dataset", "shards", "step")}
+    if trained_on["dataset"] is None and config.data.train is not None:
+        trained_on["dataset"] = _dataset_of(card.get("shards"), config)
+    known = dataset is not None and trained_on["dataset"] is not None
+    return {"dataset": dataset, "trained_on": trained_on, "transfer": dataset != trained_on["dataset"] if known else None}
+
+
+def _dataset_of(digest: Any, config: RunConfig) -> str | None:
+    """The name of the dataset with this digest, if it is the config's training split: for prompts that do not say it."""
+    try:
+        index = open_split(config, absolute(str(config.data.train)))
+    except DglError:
+        return None
+    return dataset_name(index.shards[0]) if index.digest == digest else None
 
 
 def package_versions() -> dict[str, str]:

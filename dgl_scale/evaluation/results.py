@@ -40,6 +40,7 @@ class Checkpoint:
         step: optimizer steps, where known.
         selection: how this checkpoint was chosen, for the reader of the results.
         chosen_by_validation: whether the validation split decided.
+        address: what the results call the checkpoint, where `prompts` is a copy of it; null: the path of `prompts`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Checkpoint:
     step: int | None
     selection: str
     chosen_by_validation: bool = False
+    address: str | None = None
 
 
 def resolve_checkpoint(argument: str) -> Checkpoint:
@@ -73,9 +75,9 @@ def resolve_checkpoint(argument: str) -> Checkpoint:
     return Checkpoint(name, prompts, step, f"highest {best['metric']} of the run ({best['value']:.2f})", chosen_by_validation=True)
 
 
-def evaluation_folder(run_folder: Path, checkpoint: Checkpoint, split: str) -> Path:
-    """Where the results of a checkpoint on a split go."""
-    return run_folder / "evaluation" / f"{checkpoint.name}-{split}"
+def evaluation_folder(run_folder: Path, name: str, split: str) -> Path:
+    """Where the results of a checkpoint (by its name) on a split go."""
+    return run_folder / "evaluation" / f"{name}-{split}"
 
 
 def write_results(

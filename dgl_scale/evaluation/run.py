@@ -1,23 +1,28 @@
 """Evaluations from their config: encode with workers or take from the store, rank, write the results."""
 
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dgl_scale.config import EvaluationConfig, RunConfig
-from dgl_scale.data.index import load_split
+from dgl_scale.data.location import dataset_name
 from dgl_scale.data.tokenizer import load_tokenizer
-from dgl_scale.errors import ConfigError
+from dgl_scale.errors import CheckpointError, ConfigError, DataError, DglError
 from dgl_scale.evaluation.attention_picture import attention_examples
-from dgl_scale.evaluation.embedding import load_model
+from dgl_scale.evaluation.embedding import build_model_of
 from dgl_scale.evaluation.encoding import EncodedSplit, Progress, SplitEncoder
-from dgl_scale.evaluation.provenance import absolute, model_facts, package_versions, selection
-from dgl_scale.evaluation.results import Checkpoint, evaluation_folder, resolve_checkpoint, write_results
+from dgl_scale.evaluation.missing_videos import count_missing, pessimistic_metrics
+from dgl_scale.evaluation.provenance import model_facts, package_versions, selection, training_facts
+from dgl_scale.evaluation.query_bank import check_query_bank, query_bank_figures
+from dgl_scale.evaluation.results import RESULTS, Checkpoint, evaluation_folder, read_results, resolve_checkpoint, write_results
 from dgl_scale.evaluation.retrieval import evaluate_features
+from dgl_scale.evaluation.splits import absolute, build_facts, dataset_of, evaluated_split, open_split
+from dgl_scale.files import LockedError, exclusive_lock, file_sha256
 from dgl_scale.model import DGL, load_prompts
+from dgl_scale.model.frozen_clip import EvaluatedModel
 from dgl_scale.model.precision import Precision, fastest_precision
 from dgl_scale.storage.urls import public_url
 
@@ -26,10 +31,15 @@ def evaluate_checkpoint(
     config: RunConfig, checkpoint_argument: str, device: str, *, command: list[str], progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
     """Evaluate what `--checkpoint` names on the config's split; arguments, result and errors as of `Evaluator`."""
-    split_folder(config)
+    evaluated_split(config)
     checkpoint = resolve_checkpoint(checkpoint_argument)
     with closing(Evaluator(config, device, frozen=checkpoint.prompts is None, command=command, progress=progress)) as evaluator:
-        return evaluator.evaluate(checkpoint)
+        try:
+            with evaluator.claim(checkpoint.name):
+                return evaluator.evaluate(checkpoint)
+        except LockedError as error:
+            folder = evaluator.folder(checkpoint.name)
+            raise DglError(f"another evaluation is writing to {folder}; wait for it, or choose another name or output") from error
 
 
 class Evaluator:
@@ -46,20 +56,45 @@ class Evaluator:
     """
 
     def __init__(self, config: RunConfig, device: str, *, frozen: bool, command: list[str], progress: Progress) -> None:
-        self._split = split_folder(config)
-        self._index = load_split(self._split, cache=config.data.cache)
+        check_query_bank(config)
+        self._split = evaluated_split(config)
+        self._index = open_split(config, self._split)
         config, device = _place(config, device)
         if config.training.precision == "auto":
             config = _with_precision(config, fastest_precision(torch.device(device)))
         self._config = config
         self._command = command
+        trained_on = None if config.data.train is None else dataset_of(absolute(config.data.train))
+        evaluated = dataset_name(self._index.shards[0])
+        self._other_dataset = evaluated if trained_on is not None and evaluated != trained_on else None
         self._tokenizer = load_tokenizer(config.model.clip, config.data.max_words)
-        self._model: DGL | None = None
+        self._model: EvaluatedModel | None = None
         self._encoder = SplitEncoder(config, self._tokenizer, frozen=frozen, device=device, progress=progress)
 
     def close(self) -> None:
         """End the workers."""
         self._encoder.close()
+
+    def folder(self, name: str) -> Path:
+        """Where the results of a checkpoint of this name go; of another dataset than the run's, its name is in theirs."""
+        split = self._config.evaluation.split
+        run_folder = Path(self._config.output).expanduser() / self._config.name
+        return evaluation_folder(run_folder, name, split if self._other_dataset is None else f"{split}-on-{self._other_dataset}")
+
+    def claim(self, name: str) -> AbstractContextManager[None]:
+        """A block in which nobody else writes these results; LockedError where somebody does."""
+        folder = self.folder(name)
+        return exclusive_lock(folder.with_name(f".{folder.name}.lock"))
+
+    def has_results(self, name: str, prompts_sha256: str) -> bool:
+        """Whether these prompts have been evaluated on these shards."""
+        if not (self.folder(name) / RESULTS).exists():
+            return False
+        try:
+            results = read_results(self.folder(name))
+        except DataError:
+            return False
+        return (results.get("prompts_sha256"), results.get("shards")) == (prompts_sha256, self._index.digest)
 
     def evaluate(self, checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
         """The results' folder and content.
@@ -76,10 +111,18 @@ class Evaluator:
         features = encoded.features(float(model.logit_scale.exp()))
         annotations = encoded.annotations()
         retrieval = evaluate_features(features, evaluation, twins=annotations.twins, seed=config.seed)
+        if (bank := evaluation.qb_norm) is not None:
+            retrieval.figures["rerank"]["qb_norm"] = query_bank_figures(self._encoder, model, config, bank, features)
+        facts = build_facts(self._split, self._index.num_videos)
+        if missing := count_missing(facts.get("coverage", {}), self._index.num_videos):
+            facts["pessimistic"] = pessimistic_metrics(retrieval.ranking, missing)
         results = {
             **retrieval.figures,
+            **facts,
             **model_facts(config, model, checkpoint),
-            "checkpoint": checkpoint.name if checkpoint.prompts is None else str(checkpoint.prompts),
+            **training_facts(config, checkpoint, self._index),
+            "checkpoint": checkpoint.address or str(checkpoint.prompts or checkpoint.name),
+            "prompts_sha256": None if checkpoint.prompts is None else file_sha256(checkpoint.prompts),
             "step": checkpoint.step,
             "selection": selection(config, checkpoint),
             "split": evaluation.split,
@@ -90,26 +133,27 @@ class Evaluator:
             "command": self._command,
             "versions": package_versions(),
         }
-        folder = evaluation_folder(Path(config.output).expanduser() / config.name, checkpoint, evaluation.split)
-        attention = attention_examples(model, self._index, self._tokenizer, config, features, retrieval.ranking.text_to_video)
+        folder = self.folder(checkpoint.name)
+        attention = []
+        if isinstance(model, DGL):
+            attention = attention_examples(model, self._index, self._tokenizer, config, features, retrieval.ranking.text_to_video)
         write_results(folder, results, retrieval, features, annotations, step=checkpoint.step, attention=attention)
         return folder, results
 
-    def _load(self, checkpoint: Checkpoint) -> DGL:
+    def _load(self, checkpoint: Checkpoint) -> EvaluatedModel:
         """The model in this process, which checks the prompts before any worker starts. In fp32, which every CPU computes."""
         if self._model is None:
-            self._model = load_model(_with_precision(self._config, "fp32"), checkpoint.prompts, torch.device("cpu"))
-        elif checkpoint.prompts is not None:
-            load_prompts(self._model, checkpoint.prompts)
+            config = _with_precision(self._config, "fp32")
+            self._model = build_model_of(config, frozen=checkpoint.prompts is None, device=torch.device("cpu"))
+        if checkpoint.prompts is not None:
+            assert isinstance(self._model, DGL), "only a frozen CLIP may be another model"
+            try:
+                load_prompts(self._model, checkpoint.prompts)
+            except CheckpointError as error:
+                # The user knows the checkpoint, not the copy of it that is evaluated.
+                shown = checkpoint.address or str(checkpoint.prompts)
+                raise CheckpointError(str(error).replace(str(checkpoint.prompts), shown)) from error
         return self._model
-
-
-def split_folder(config: RunConfig) -> str:
-    """Where the shards of the split are that is evaluated, in absolute terms; ConfigError where the config names none."""
-    folder: str | None = getattr(config.data, config.evaluation.split)
-    if folder is None:
-        raise ConfigError(f"data.{config.evaluation.split} is missing: the folder of the {config.evaluation.split} split's shards")
-    return absolute(folder)
 
 
 def _encoded_facts(encoded: EncodedSplit) -> dict[str, int]:

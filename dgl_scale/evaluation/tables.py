@@ -1,5 +1,6 @@
 """Results as a table for a terminal or a log."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.table import Table
 
 from dgl_scale.evaluation.metrics import GRADED, METRICS
 from dgl_scale.evaluation.retrieval import DIRECTIONS
+from dgl_scale.evaluation.split_record import read_coverage, read_leakage
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -21,7 +23,8 @@ def print_results(results: dict[str, Any]) -> None:
         values = results[direction]
         cells = [f"{values[name]:.1f}\n{_interval(values['interval'][name])}" if name in values else "" for name in columns]
         table.add_row(direction.replace("_", "-"), *cells)
-    for name, directions in results["rerank"].items():
+    changed = {**results["rerank"], "pessimistic": results.get("pessimistic", {})}
+    for name, directions in changed.items():
         for direction in DIRECTIONS:
             if values := directions.get(direction):
                 cells = [f"{values[column]:.1f}" if column in values else "" for column in columns]
@@ -35,8 +38,22 @@ def print_results(results: dict[str, Any]) -> None:
     if pairs := results.get("pair_accuracy"):
         parts = [f"{d.replace('_', '-')} {pairs[d]['accuracy']:.1f}% ({_interval(pairs[d]['interval'])})" for d in DIRECTIONS]
         console.print(f"twin pairs told apart ({pairs['pairs']} pairs, chance 50%): {', '.join(parts)}")
+    for line in _origin(results):
+        console.print(line, soft_wrap=True)
     console.print(f"trained parameters: {results['trained_parameters']:,} ({100 * results['trained_share']:.2f}% of the model)")
     console.print(f"checkpoint: {results['checkpoint']} ({results['selection']}), {results['seconds']:.1f} s", soft_wrap=True)
+
+
+def _origin(results: dict[str, Any]) -> Iterator[str]:
+    """What a reader must know of the videos: how many are not there, which others know them, what the prompts have seen."""
+    if coverage := read_coverage(results):
+        explained = "; pessimistic: with the videos that are not there as misses" if "pessimistic" in results else ""
+        yield f"coverage: {', '.join(f'{count:,} {name}' for name, count in coverage.items())}{explained}"
+    for line in read_leakage(results) or ():
+        yield f"leakage: {line}"
+    if results.get("transfer"):
+        trained = results["trained_on"]
+        yield f"zero-shot transfer: trained on {trained['dataset']} (run {trained['run']}), evaluated on {results['dataset']}"
 
 
 def _interval(bounds: list[float]) -> str:

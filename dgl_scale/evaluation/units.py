@@ -20,7 +20,7 @@ from dgl_scale.data.reader import SampleReader
 from dgl_scale.data.tokenizer import Tokenizer
 from dgl_scale.errors import DataError
 from dgl_scale.evaluation.ranks import check_finite
-from dgl_scale.model import DGL
+from dgl_scale.model.frozen_clip import EvaluatedModel
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_unit(unit: Unit, index: SplitIndex, reader: SampleReader, image_size: i
 
 @torch.no_grad()
 def encode_unit(
-    model: DGL, tokenizer: Tokenizer, read: ReadUnit, *, batch_size: int, dtype: torch.dtype, device: torch.device
+    model: EvaluatedModel, tokenizer: Tokenizer, read: ReadUnit, *, batch_size: int, dtype: torch.dtype, device: torch.device
 ) -> EncodedUnit:
     """Features of what was read, float32 on the CPU.
 
@@ -132,13 +132,13 @@ def encode_unit(
     return EncodedUnit(read.unit, video, captions)
 
 
-def encode_frames(model: DGL, frames: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def encode_frames(model: EvaluatedModel, frames: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uint8 `[B, T, 3, H, W]` to float32 `[B, E]` on the CPU."""
     on_device = frames.to(device, non_blocking=frames.is_pinned())
     return model.encode_video(normalise_frames(on_device, model.image_mean, model.image_std, dtype)).float().cpu()
 
 
-def encode_captions(model: DGL, tokens: Tensor, batch_size: int) -> Tensor:
+def encode_captions(model: EvaluatedModel, tokens: Tensor, batch_size: int) -> Tensor:
     """Int64 `[Q, L]`, on the CPU (where the model finds their ends without waiting for a GPU), to float32 `[Q, E]` on the CPU."""
     return torch.cat([model.encode_text(part).float().cpu() for part in torch.split(tokens, batch_size)])
 

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from dgl_scale.config import RunConfig
-from dgl_scale.data.index import SplitIndex, load_split
+from dgl_scale.data.index import SplitIndex
 from dgl_scale.data.reader import SampleReader
 from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.evaluation.embedding import build_model_of
+from dgl_scale.evaluation.splits import open_split
 from dgl_scale.evaluation.units import EncodedUnit, ReadUnit, Unit, encode_unit, read_unit
+from dgl_scale.model import DGL
 from dgl_scale.model.precision import DTYPES
 from dgl_scale.ray_cluster import ray_cluster
 from dgl_scale.telemetry import say
@@ -66,6 +68,7 @@ class Encoder:
         self._prompts_digest: str | None = None
         self._splits: dict[str, SplitIndex] = {}
         self._local = threading.local()
+        self._reading: dict[Unit, Future[ReadUnit]] = {}
 
     def load(self) -> None:
         """Build the model; apart from `__init__`, so that an error reaches the driver as what it is."""
@@ -79,16 +82,18 @@ class Encoder:
         self._num_readers = max(1, config.data.num_workers) if self._device.type == "cuda" else 1
         self._readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="reader")
 
-    def encode(self, task: Task, prompts_digest: str | None, prompts: Sequence[Any]) -> list[EncodedUnit]:
+    def encode(self, task: Task, upcoming: Task, prompts_digest: str | None, prompts: Sequence[Any]) -> list[EncodedUnit]:
         """Features of the units of a task.
 
         Args:
+            upcoming: the task that will most likely be the next one here; its samples are read as soon as readers are free.
             prompts_digest: which prompts; None for the frozen CLIP.
             prompts: a reference to them, fetched only if they are not those of the last call.
         """
         if prompts_digest != self._prompts_digest:
             import ray
 
+            assert isinstance(self._model, DGL), "only a frozen CLIP may be another model"
             self._model.load_prompts_state(ray.get(prompts[0]))
             self._prompts_digest = prompts_digest
         config = self._job.config
@@ -96,18 +101,19 @@ class Encoder:
         size = config.evaluation.batch_size
         return [
             encode_unit(self._model, self._tokenizer, read, batch_size=size, dtype=dtype, device=self._device)
-            for read in self._read_ahead(task)
+            for read in self._read_ahead(task, upcoming)
         ]
 
-    def _read_ahead(self, task: Task) -> Iterator[ReadUnit]:
-        """The units' samples in order; while the model has one, the readers have the next ones."""
-        waiting: deque[Future[ReadUnit]] = deque()
-        for unit in task:
-            waiting.append(self._readers.submit(self._read, unit, self._index(unit.split)))
-            if len(waiting) > self._num_readers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    def _read_ahead(self, task: Task, upcoming: Task) -> Iterator[ReadUnit]:
+        """The task's samples in order; while the model has one unit, the readers have the next ones."""
+        units = [*task, *upcoming]
+        # What was read ahead for a task that another worker got is worth nothing.
+        self._reading = {unit: future for unit, future in self._reading.items() if unit in units}
+        for place, unit in enumerate(task):
+            for ahead in units[place : place + 1 + self._num_readers]:
+                if ahead not in self._reading:
+                    self._reading[ahead] = self._readers.submit(self._read, ahead, self._index(ahead.split))
+            yield self._reading.pop(unit).result()
 
     def _read(self, unit: Unit, index: SplitIndex) -> ReadUnit:
         # A thread has readers of its own: they share file descriptors that one may close under another.
@@ -120,7 +126,7 @@ class Encoder:
 
     def _index(self, split: str) -> SplitIndex:
         if split not in self._splits:
-            self._splits[split] = load_split(split, cache=self._job.config.data.cache)
+            self._splits[split] = open_split(self._job.config, split)
         return self._splits[split]
 
 
@@ -168,15 +174,23 @@ class Workers:
         return self._pool
 
 
+@dataclass(eq=False)
+class _Member:
+    """An actor, and the task that it is reading ahead for."""
+
+    actor: Any
+    upcoming: Task = ()
+
+
 class _Pool:
     """Hands tasks to actors; an actor gets its first one when it has loaded its model."""
 
     def __init__(self, ray: ModuleType, job: WorkerJob) -> None:
         self._ray = ray
         self._job = job
-        self._idle: list[Any] = []
-        # Of each reference under way: the actor, and its task or None while it loads.
-        self._running: dict[Any, tuple[Any, Task | None]] = {}
+        self._idle: list[_Member] = []
+        # Of each reference under way: whose it is, and its task or None while it loads.
+        self._running: dict[Any, tuple[_Member, Task | None]] = {}
         # Of the reference of a loading: one that is ready when the actor has its place on a node.
         self._placed: dict[Any, Any] = {}
         self._deaths: dict[Task | None, int] = {}
@@ -189,8 +203,7 @@ class _Pool:
         self._waiting = deque(tasks)
         self._deaths.clear()
         self._call = (prompts_digest, [self._ray.put(dict(prompts))] if prompts_digest else [])
-        for actor in [self._idle.pop() for _ in range(min(len(self._idle), len(tasks)))]:
-            self._give(actor)
+        self._wake_idle()
         while len(self._running) < min(self._job.config.evaluation.num_workers - len(self._idle), len(tasks)):
             self._start_actor()
         try:
@@ -203,8 +216,8 @@ class _Pool:
 
     def stop(self) -> None:
         """End all actors."""
-        for actor in [*self._idle, *(actor for actor, _ in self._running.values())]:
-            self._ray.kill(actor)
+        for member in [*self._idle, *(member for member, _ in self._running.values())]:
+            self._ray.kill(member.actor)
         for left in (self._idle, self._running, self._placed, self._waiting):
             left.clear()
 
@@ -228,32 +241,49 @@ class _Pool:
             .remote(self._job)
         )
         placed, loading = actor.__ray_ready__.remote(), actor.load.remote()
-        self._running[loading], self._placed[loading] = (actor, None), placed
+        self._running[loading], self._placed[loading] = (_Member(actor), None), placed
 
-    def _give(self, actor: Any) -> None:
-        if not self._waiting:
-            self._idle.append(actor)
+    def _give(self, member: _Member) -> None:
+        task = member.upcoming or self._next_task()
+        if not task:
+            self._idle.append(member)
             return
-        task = self._waiting.popleft()
-        self._running[actor.encode.remote(task, *self._call)] = (actor, task)
+        member.upcoming = self._waiting.popleft() if self._waiting else ()
+        self._running[member.actor.encode.remote(task, member.upcoming, *self._call)] = (member, task)
+
+    def _wake_idle(self) -> None:
+        for member in [self._idle.pop() for _ in range(min(len(self._idle), len(self._waiting)))]:
+            self._give(member)
+
+    def _next_task(self) -> Task:
+        """One that waits, else one that another actor has not begun; empty where there is none."""
+        if self._waiting:
+            return self._waiting.popleft()
+        for member, _ in self._running.values():
+            if member.upcoming:
+                task, member.upcoming = member.upcoming, ()
+                return task
+        return ()
 
     def _receive(self, reference: Any) -> list[EncodedUnit]:
-        actor, task = self._running.pop(reference)
+        member, task = self._running.pop(reference)
         self._placed.pop(reference, None)
         try:
             result: list[EncodedUnit] | None = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
+            if member.upcoming:
+                self._waiting.appendleft(member.upcoming)
             self._replace(task, error)
             return []
         except self._ray.exceptions.RayTaskError as error:
-            self._ray.kill(actor)
+            self._ray.kill(member.actor)
             cause = error.cause
             raise (
                 cause if isinstance(cause, DglError) else DglError(f"an evaluation worker failed: {type(cause).__name__}: {cause}")
             ) from error
         # One that lives has loaded: earlier deaths were of their nodes, not of the model.
         self._deaths.pop(None, None)
-        self._give(actor)
+        self._give(member)
         return result or []
 
     def _replace(self, task: Task | None, error: Exception) -> None:
@@ -265,6 +295,7 @@ class _Pool:
         say(f"an evaluation worker died {what}; another does its work")
         if task is not None:
             self._waiting.appendleft(task)
+        self._wake_idle()
         self._start_actor()
 
 

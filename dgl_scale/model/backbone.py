@@ -5,6 +5,7 @@ the end-of-text token. Everything else that open_clip can build is refused by na
 """
 
 import difflib
+import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from dgl_scale.errors import CheckpointError, ConfigError, DataError
 from dgl_scale.files import read_json
 from dgl_scale.model.clip_shape import ClipShape, TowerShape
-from dgl_scale.model.clip_weights import is_torchscript, read_state_dict
+from dgl_scale.model.clip_weights import is_torchscript, read_state_dict, state_digest
 from dgl_scale.torchvision_import import import_open_clip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -73,6 +74,87 @@ def load_backbone(clip: str, pretrained: str | None, *, seed: int = 0, with_weig
         state = read_state_dict(file, _openai_digests(open_clip))
     mean, std = tuple(preprocessing.get("mean", OPENAI_MEAN)), tuple(preprocessing.get("std", OPENAI_STD))
     return Backbone(clip, shape, mean, std, state)
+
+
+@dataclass(frozen=True)
+class OpenClipModel:
+    """A model as open_clip builds it, of any kind.
+
+    Attributes:
+        module: with `encode_image`, `encode_text` and `logit_scale`; float32 on the CPU.
+        config: open_clip's config of it, as canonical JSON.
+        digest: SHA-256 of its weights.
+    """
+
+    module: Any
+    config: str
+    image_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    context_length: int
+    digest: str
+
+
+def supports_prompts(clip: str) -> bool:
+    """Whether DGL is defined for a model.
+
+    Raises:
+        ConfigError: open_clip does not know it.
+    """
+    open_clip = import_open_clip()
+    model_config, _ = _model_config(open_clip, clip)
+    try:
+        _clip_shape(open_clip, clip, model_config)
+    except ConfigError:
+        return False
+    return True
+
+
+def load_open_clip_model(clip: str, pretrained: str | None, *, seed: int) -> OpenClipModel:
+    """Any model of open_clip that reads frames of one square size.
+
+    Raises:
+        ConfigError: an unknown model or tag, one that cannot be built here, or weights of the other activation.
+        CheckpointError: the weights file is missing, unsafe, damaged, or of another model.
+    """
+    open_clip = import_open_clip()
+    model_config, preprocessing = _model_config(open_clip, clip)
+    is_file = pretrained is not None and Path(pretrained).expanduser().is_file()
+    tag = _pretrained_tag(open_clip, clip, pretrained) if pretrained is not None and not is_file else {}
+    _check_activation(open_clip, clip, pretrained, bool(model_config.get("quick_gelu", False)), tag)
+    module = _build_module(open_clip, clip, model_config, seed)
+    if pretrained is not None:
+        file = _download(open_clip, tag, clip, pretrained) if tag else Path(pretrained).expanduser()
+        _load_weights(module, read_state_dict(file, _openai_digests(open_clip)), pretrained)
+    size = module.visual.image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    if height != width:
+        raise ConfigError(f"model.clip {clip} reads frames of {height} by {width} pixels; only square ones are prepared")
+    stated = {key: tag[key] for key in ("mean", "std") if key in tag} or preprocessing
+    mean, std = tuple(stated.get("mean", OPENAI_MEAN)), tuple(stated.get("std", OPENAI_STD))
+    text_config = json.dumps(model_config, sort_keys=True)
+    return OpenClipModel(module, text_config, height, mean, std, module.context_length, state_digest(dict(module.state_dict())))
+
+
+def _build_module(open_clip: ModuleType, clip: str, config: dict[str, Any], seed: int) -> Any:
+    known = {key: value for key, value in config.items() if key != "custom_text"}
+    kind = open_clip.CoCa if "multimodal_cfg" in known else open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return kind(**known)
+    # Whatever a missing package or an odd config raises inside: the user's answer is the same.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"model.clip {clip} cannot be built here ({reason}); choose another model") from error
+
+
+def _load_weights(module: Any, state: dict[str, Tensor], source: str) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise CheckpointError(f"weights {source} are not of this model: {' '.join(lines[1:2]).strip() or lines[0]}") from error
 
 
 def _model_config(open_clip: ModuleType, clip: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -174,7 +174,7 @@ def _evaluate(quickstart: Quickstart, choice: RunChoice) -> None:
     run_folder = place.runs / choice.name
     _heading("4/5 evaluation", f"{choice.name} on the held-out clips, by {quickstart.num_processes} Ray workers")
     checkpoint = resolve_checkpoint(str(run_folder))
-    results = evaluation_folder(run_folder, checkpoint, "test") / RESULTS
+    results = evaluation_folder(run_folder, checkpoint.name, "test") / RESULTS
     if checkpoint.prompts is not None and results.exists() and _is_newer(results, checkpoint.prompts):
         _say(f"    found {results}")
         return

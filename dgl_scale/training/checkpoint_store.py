@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dgl_scale.config import TrainingConfig
-from dgl_scale.run_folder import read_pointer, remove_checkpoint, stale_checkpoints, write_pointer
+from dgl_scale.run_folder import point_at_best, remove_checkpoint, stale_checkpoints
 from dgl_scale.telemetry import say
 from dgl_scale.training.checkpoint import WritePrompts, save_checkpoint
 from dgl_scale.training.checkpoint_writer import CheckpointWriter
@@ -53,17 +53,10 @@ class CheckpointStore:
         def write() -> None:
             checkpoint = save_checkpoint(self._run_folder, state, self._identity, self._write_prompts, metrics)
             if metrics:
-                self._note_best(checkpoint, metrics)
+                point_at_best(self._run_folder, checkpoint, (metrics["text_to_video/R@1"] + metrics["video_to_text/R@1"]) / 2)
             for stale in list(stale_checkpoints(self._run_folder, self._training.keep_checkpoints, self._training.keep_every_steps)):
                 remove_checkpoint(stale)
             summary = "".join(f", {name} {metrics[name]:.1f}" for name in ("text_to_video/R@1", "video_to_text/R@1") if name in metrics)
             say(f"checkpoint {checkpoint}{summary and ', validation' + summary[1:]}")
 
         return write
-
-    def _note_best(self, checkpoint: Path, metrics: dict[str, float]) -> None:
-        """Point `best` at the checkpoint with the highest mean of both directions' R@1 on the validation split."""
-        value = (metrics["text_to_video/R@1"] + metrics["video_to_text/R@1"]) / 2
-        best = read_pointer(self._run_folder, "best")
-        if best is None or value > best["value"]:
-            write_pointer(self._run_folder, "best", checkpoint, metric="validation mean R@1", value=value)

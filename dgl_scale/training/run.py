@@ -131,7 +131,7 @@ def _build_trainer(
 
     def write_prompts(path: Path, prompts: dict[str, Tensor], facts: dict[str, Any]) -> None:
         state = {name.removeprefix("prompts."): tensor for name, tensor in prompts.items()}
-        save_prompts(model, path, {"run": config.name, **facts}, state=state)
+        save_prompts(model, path, {"run": config.name, "dataset": loader.dataset, **facts}, state=state)
 
     identity = run_identity(config, loader.digest, str(model.backbone_digest), total_steps)
     return Trainer(

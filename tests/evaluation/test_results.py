@@ -65,7 +65,7 @@ def test_a_step_a_file_and_none(make_run: Callable[..., Path], tmp_path: Path) -
     assert (loose.name, loose.step) == ("mine", None)
     frozen = resolve_checkpoint("none")
     assert (frozen.name, frozen.prompts, frozen.step) == ("frozen", None, None)
-    assert evaluation_folder(tmp_path, frozen, "test") == tmp_path / "evaluation" / "frozen-test"
+    assert evaluation_folder(tmp_path, frozen.name, "test") == tmp_path / "evaluation" / "frozen-test"
 
 
 def test_missing_and_damaged_checkpoints_are_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:

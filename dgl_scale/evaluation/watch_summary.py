@@ -1,0 +1,77 @@
+"""What all evaluations of a watched run come to: curves over its steps, and which checkpoint is best by validation.
+
+evaluation/curves-validation/metrics.jsonl  tensorboard/      the figures of every step evaluated so far
+evaluation/best.json  best-step-00001000.safetensors           the best step and its prompts, which outlive the checkpoint
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dgl_scale.errors import DataError
+from dgl_scale.evaluation.metrics import METRICS
+from dgl_scale.evaluation.results import read_results
+from dgl_scale.evaluation.retrieval import DIRECTIONS
+from dgl_scale.files import atomic_file, atomic_folder, read_json, write_json
+from dgl_scale.telemetry import MetricsWriter
+
+BEST = "best.json"
+
+
+def write_curves(folder: Path, split: str) -> None:
+    """Write the figures of all evaluated steps anew, in the order of steps, whatever the order of evaluation.
+
+    Args:
+        folder: `evaluation/` of a run; nobody else may be writing its curves.
+    """
+    by_step = {}
+    for path in folder.glob(f"step-*-{split}"):
+        try:
+            results = read_results(path)
+        except DataError:
+            # Being replaced; whoever does it writes the curves after it.
+            continue
+        by_step[results["step"]] = {f"{split}/{d}/{metric}": results[d][metric] for d in DIRECTIONS for metric in METRICS}
+    curves, fresh, old = (folder / f"{prefix}curves-{split}{suffix}" for prefix, suffix in (("", ""), (".", ".new"), (".", ".old")))
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    with atomic_folder(fresh) as temporary:
+        writer = MetricsWriter(temporary, 0)
+        for step in sorted(by_step):
+            writer.record(step, by_step[step])
+        writer.close()
+    if curves.exists():
+        os.rename(curves, old)
+    os.rename(fresh, curves)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def note_best(folder: Path, results: Mapping[str, Any], prompts: Path) -> None:
+    """Keep prompts, and point `best.json` at them, if no evaluated step of the run is better on the validation split.
+
+    Args:
+        folder: of the evaluation; nobody else may be noting the best.
+        prompts: the prompts file.
+    """
+    pointer = folder.parent / BEST
+    value = mean_recall(results)
+    if pointer.exists():
+        best = read_json(pointer)
+        # Of equal ones the earlier step, in whatever order they are evaluated.
+        if (best["value"], -best["step"]) >= (value, -results["step"]):
+            return
+    kept = folder.parent / f"best-step-{results['step']:08d}.safetensors"
+    with atomic_file(kept) as stream:
+        stream.write(prompts.read_bytes())
+    facts = {"step": results["step"], "metric": "validation mean R@1", "value": value}
+    write_json(pointer, {"prompts": kept.name, **facts, "evaluation": folder.name, "checkpoint": results["checkpoint"]})
+    for other in folder.parent.glob("best-step-*.safetensors"):
+        if other != kept:
+            other.unlink(missing_ok=True)
+
+
+def mean_recall(results: Mapping[str, Any]) -> float:
+    """What checkpoints are chosen by: the mean of both directions' R@1."""
+    return sum(float(results[direction]["R@1"]) for direction in DIRECTIONS) / len(DIRECTIONS)

@@ -1,0 +1,181 @@
+"""Following a run: every complete checkpoint once, whatever the run deletes, whoever else watches."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dgl_scale import evaluate
+from dgl_scale.config import RunConfig
+from dgl_scale.config_file import load_config
+from dgl_scale.errors import CheckpointError, DglError
+from dgl_scale.evaluation.results import read_results
+from dgl_scale.evaluation.watch import watch
+from dgl_scale.files import exclusive_lock
+from dgl_scale.model import build_model, load_prompts, save_prompts
+from dgl_scale.ray_cluster import ray_cluster
+from dgl_scale.run_folder import mark_finished, read_pointer, remove_checkpoint, step_folder, write_manifest
+from dgl_scale.telemetry import read_metrics
+from tests.evaluation.conftest import CLIP, NUM_VIDEOS, make_sample, write_split
+
+Results = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RunConfig]]:
+    """`make_config(output, **evaluation)`: configs with one store, so that only the first test that needs features encodes them."""
+    folder = tmp_path_factory.mktemp("watch")
+    split = write_split(folder / "shards" / "validation", [make_sample(i) for i in range(NUM_VIDEOS)])
+    (folder / "tiny_clip.json").write_text(json.dumps(CLIP))
+
+    def make(output: Path, **evaluation: object) -> RunConfig:
+        settings = {"batch_size": 4, "bootstrap_samples": 20, "top_k": 5, "split": "validation", "watch_seconds": 0.05, **evaluation}
+        values = {
+            "name": "tiny",
+            "output": str(output),
+            "model": {"clip": str(folder / "tiny_clip.json"), "latent_space": "linear", "num_frames": 3},
+            "data": {"validation": str(split), "max_words": 16},
+            "training": {"global_batch_size": 4, "max_steps": 1},
+            "evaluation": {"feature_store": str(folder / "store"), **settings},
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(yaml.safe_dump(values))
+        return load_config(RunConfig, output / "config.yaml")
+
+    with ray_cluster(1):
+        yield make
+
+
+def write_checkpoint(config: RunConfig, step: int) -> Path:
+    """A checkpoint with prompts of its own, as training leaves it."""
+    folder = step_folder(Path(config.output) / config.name, step)
+    folder.mkdir(parents=True)
+    model, generator = build_model(config.model, seed=config.seed), torch.Generator().manual_seed(step)
+    for tensor in model.prompts_state().values():
+        tensor.add_(torch.randn(tensor.shape, generator=generator))
+    save_prompts(model, folder / "prompts.safetensors", {"step": step})
+    write_manifest(folder)
+    return folder
+
+
+def follow(config: RunConfig, announce: Callable[[Results], None] = lambda results: None) -> tuple[int, list[int]]:
+    steps: list[int] = []
+
+    def note(results: Results) -> None:
+        steps.append(results["step"])
+        announce(results)
+
+    run = str(Path(config.output) / config.name)
+    return watch(config, run, "cpu", command=["test"], progress=lambda done, total: None, announce=note), steps
+
+
+@pytest.mark.slow
+def test_a_run_is_followed_while_it_writes_and_deletes(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    run = tmp_path / "tiny"
+    write_checkpoint(config, 10)
+    doomed = write_checkpoint(config, 20)
+    seen: list[float] = []
+
+    def training_goes_on(results: Results) -> None:
+        seen.append((results["text_to_video"]["R@1"] + results["video_to_text"]["R@1"]) / 2)
+        if results["step"] == 10:
+            remove_checkpoint(doomed)
+            write_checkpoint(config, 30)
+        if results["step"] == 30:
+            write_checkpoint(config, 40)
+            mark_finished(run, 40)
+
+    assert follow(config, training_goes_on) == (3, [10, 30, 40])
+    evaluations = run / "evaluation"
+    assert not list(evaluations.glob("*20*"))
+    results = [read_results(evaluations / f"step-{step:08d}-validation") for step in (10, 30, 40)]
+    assert [result["checkpoint"] for result in results] == [
+        str(run / f"checkpoints/step-{s:08d}/prompts.safetensors") for s in (10, 30, 40)
+    ]
+    curves = read_metrics(evaluations / "curves-validation")
+    assert [record["step"] for record in curves] == [10, 30, 40]
+    assert [record["validation/text_to_video/R@1"] for record in curves] == [result["text_to_video"]["R@1"] for result in results]
+    assert len(list((evaluations / "curves-validation" / "tensorboard").iterdir())) == 1
+
+    best = json.loads((evaluations / "best.json").read_text())
+    assert best["value"] == max(seen)
+    assert best["step"] == (10, 30, 40)[seen.index(max(seen))]
+    assert read_pointer(run, "best") == {"checkpoint": f"step-{best['step']:08d}", "metric": "validation mean R@1", "value": max(seen)}
+    model = build_model(config.model, seed=config.seed)
+    assert load_prompts(model, evaluations / best["prompts"])["extra"]["step"] == best["step"]
+    assert len(list(evaluations.glob("best-step-*"))) == 1
+    assert not list(evaluations.glob(".*"))
+    # Another watcher of the same run finds nothing to do.
+    assert follow(config) == (0, [])
+
+
+@pytest.mark.slow
+def test_the_newest_first_and_what_others_hold_later(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make_config(tmp_path, watch_order="newest")
+    for step in (10, 30, 40):
+        write_checkpoint(config, step)
+    mark_finished(tmp_path / "tiny", 40)
+    held, release = threading.Event(), threading.Event()
+
+    def other_watcher() -> None:
+        with exclusive_lock(tmp_path / "tiny" / "evaluation" / ".step-00000030-validation.lock"):
+            held.set()
+            release.wait(60)
+
+    other = threading.Thread(target=other_watcher)
+    other.start()
+    held.wait(60)
+    count, steps = follow(config, lambda results: release.set() if results["step"] == 10 else None)
+    other.join()
+    # The other one gave up its claim without results, as if it had died.
+    assert (count, steps) == (3, [40, 10, 30])
+    assert [record["step"] for record in read_metrics(tmp_path / "tiny" / "evaluation" / "curves-validation")] == [10, 30, 40]
+
+
+def test_a_checkpoint_that_never_becomes_whole_is_left_out_and_said(
+    make_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path)
+    (write_checkpoint(config, 10) / "prompts.safetensors").write_bytes(b"damaged")
+    mark_finished(tmp_path / "tiny", 10)
+    with pytest.raises(DglError, match=r"1 checkpoints of .*tiny could not be evaluated; the first: .*prompts.safetensors is not what"):
+        follow(config)
+    assert capsys.readouterr().err.count("step-00000010 is skipped") == 1
+
+
+def test_a_checkpoint_of_another_model_ends_the_watch_and_names_the_checkpoint(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_config(tmp_path)
+    model = build_model(config.model.model_copy(update={"num_local_prompts": 2}), seed=config.seed)
+    folder = step_folder(tmp_path / "tiny", 10)
+    folder.mkdir(parents=True)
+    save_prompts(model, folder / "prompts.safetensors")
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=f"prompts {folder}/prompts.safetensors were trained with num_local_prompts 2"):
+        follow(config)
+
+
+def test_a_folder_that_vanishes_is_one_line(
+    make_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, watch_patience_s=0.3)
+    run = tmp_path / "tiny"
+    run.mkdir()
+    remover = threading.Thread(target=lambda: (time.sleep(0.5), shutil.rmtree(run)))
+    remover.start()
+    assert evaluate.main(["--config", str(tmp_path / "config.yaml"), "--watch", str(run)]) == 1
+    remover.join()
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("watching")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: no run folder {run} for 0.3 s")
+    with pytest.raises(DglError, match="no run folder"):
+        follow(config)
