@@ -5,10 +5,12 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dgl_scale.ray_cluster import end_processes_of
 from shard_tools.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,11 +66,13 @@ def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @contextlib.contextmanager
-def build(videos: Path, output: Path, num_cpus: int = 2) -> Iterator["subprocess.Popen[str]"]:
+def build(videos: Path, output: Path, num_cpus: int = 2, cluster: dict[str, str] | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """A build by a private Ray of `num_cpus`, or on the cluster that these variables name."""
     config = output.with_name(f"{output.name}.yaml")
     config.write_text(CONFIG.format(folder=videos, output=output))
-    command = [sys.executable, str(ROOT / "shard_tools" / "build.py"), "--config", str(config), "--num-cpus", str(num_cpus)]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "shard_tools" / "build.py"), "--config", str(config)]
+    command += [] if cluster else ["--num-cpus", str(num_cpus)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | (cluster or {})
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         yield process
@@ -141,6 +146,54 @@ def test_two_workers_and_a_killed_one_give_the_same_bytes(videos: Path, referenc
     with build(videos, output) as process:
         wait_for_shards(output, process)
         kill_a_worker(process)
+        assert process.wait(200) == 0, read_error(process)
+    assert files(output) == reference
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
+    """The process that holds a cluster (two_nodes.py), and the variables with which a build joins it."""
+    folder = tempfile.mkdtemp(prefix="n2-", dir="/tmp")
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, str(Path(__file__).with_name("two_nodes.py")), folder]
+    environment = {**os.environ, **variables, "TMPDIR": folder}
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for _ in range(3):
+            holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            stack.callback(leave, holder, folder)
+            assert holder.stdout is not None
+            # On a busy machine a node may need more than the half minute that Ray gives it.
+            if address := holder.stdout.readline().strip():
+                break
+        assert address, "the cluster did not start"
+        yield holder, {**variables, "RAY_ADDRESS": address}
+
+
+def leave(holder: "subprocess.Popen[str]", folder: str) -> None:
+    """End a cluster, in order if it can, and whatever it has left."""
+    assert holder.stdin is not None and holder.stdout is not None
+    holder.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        holder.wait(60)
+    holder.stdout.close()
+    end_processes_of(folder)
+    holder.wait(10)
+
+
+def test_a_lost_node_changes_nothing(videos: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    with two_nodes() as (holder, cluster), build(videos, output, cluster=cluster) as process:
+        assert holder.stdin is not None and holder.stdout is not None
+        deadline = time.monotonic() + 120
+        # Each node has one CPU: two at work are one on each.
+        while sum(is_at_work(child.info["cmdline"] or []) for child in psutil.process_iter(["cmdline"])) < 4 or not ledgers(output):
+            assert process.poll() is None and time.monotonic() < deadline, "the nodes were not at work at the same time"
+            time.sleep(0.02)
+        holder.stdin.write("kill\n")
+        holder.stdin.flush()
+        assert int(holder.stdout.readline()) >= 3
+        assert len(ledgers(output)) < 7, "the build was over before the node was lost"
         assert process.wait(200) == 0, read_error(process)
     assert files(output) == reference
 
