@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from dgl_scale.entry import Parser, run_command
 from dgl_scale.errors import DataError, ExitCode
 from dgl_scale.evaluation.metrics import GRADED, METRICS, bootstrap_interval, recall_sum, recall_sum_interval, retrieval_metrics
-from dgl_scale.evaluation.own_captions import standing
-from dgl_scale.evaluation.retrieval import DIRECTIONS, add_graded
-from dgl_scale.evaluation.similarity_file import load_similarity
 
+_DIRECTIONS = ("text_to_video", "video_to_text")
 _SAMPLES = 2000
 _SCORES_AT_ONCE = 4_000_000
 
@@ -40,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Namespace) -> int:
+    # Imported here, as elsewhere in this file, so that --help stays instant: it loads torch.
+    from dgl_scale.evaluation.similarity_file import load_similarity
+
     similarity, videos = load_similarity(arguments.file)
     if arguments.videos is not None:
         videos = np.asarray(load_similarity(arguments.videos)[0])
@@ -61,6 +62,8 @@ def matrix_metrics(similarity: NDArray[Any], target: NDArray[Any]) -> dict[str, 
     Raises:
         DataError: not a matrix, NaN or infinity in it, targets that do not fit, or a video without a caption.
     """
+    from dgl_scale.evaluation.retrieval import add_graded
+
     _check_shape(similarity, target)
     num_videos = similarity.shape[1]
     own = np.concatenate([_finite(similarity, rows)[np.arange(len(target[rows])), target[rows]] for rows in _blocks(*similarity.shape)])
@@ -75,7 +78,7 @@ def matrix_metrics(similarity: NDArray[Any], target: NDArray[Any]) -> dict[str, 
     video_ranks = 1 + above + (equal - np.bincount(target[own == best[target]], minlength=num_videos)) / 2
     results: dict[str, Any] = {
         name: {**retrieval_metrics(ranks), "interval": bootstrap_interval(ranks, groups, samples=_SAMPLES, seed=0)}
-        for name, ranks, groups in zip(DIRECTIONS, (text_ranks, video_ranks), (target, np.arange(num_videos)), strict=True)
+        for name, ranks, groups in zip(_DIRECTIONS, (text_ranks, video_ranks), (target, np.arange(num_videos)), strict=True)
     }
     if len(target) > num_videos:
         add_graded(results["video_to_text"], *_own_standing(similarity, target), target, samples=_SAMPLES, seed=0)
@@ -84,6 +87,8 @@ def matrix_metrics(similarity: NDArray[Any], target: NDArray[Any]) -> dict[str, 
 
 
 def _own_standing(similarity: NDArray[Any], target: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    from dgl_scale.evaluation.own_captions import standing
+
     above, equal = np.zeros(len(target), np.int64), np.zeros(len(target), np.int64)
     own = np.split(np.argsort(target, kind="stable"), np.bincount(target, minlength=similarity.shape[1]).cumsum()[:-1])
     for columns in _blocks(*similarity.shape[::-1]):
@@ -126,9 +131,9 @@ def _check_shape(similarity: NDArray[Any], target: NDArray[Any]) -> None:
 
 def _cells(results: dict[str, Any]) -> list[list[str]]:
     """The table, header first."""
-    columns = [name for name in (*METRICS, *GRADED) if any(name in results[direction] for direction in DIRECTIONS)]
+    columns = [name for name in (*METRICS, *GRADED) if any(name in results[direction] for direction in _DIRECTIONS)]
     lines = [["", *columns]]
-    for direction in DIRECTIONS:
+    for direction in _DIRECTIONS:
         values = results[direction]
         cells = [_with_interval(values[name], values["interval"][name]) if name in values else "" for name in columns]
         lines.append([direction.replace("_", "-"), *cells])
