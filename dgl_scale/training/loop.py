@@ -193,10 +193,14 @@ def _values(result: StepResult, lr: float) -> dict[str, float]:
 
 
 def _check_corrupt(trainer: Trainer, skipped: float) -> None:
+    """Stop when all ranks together have met too many unreadable samples; `skipped` counts one once a rank. Collective."""
     if skipped <= trainer.max_corrupt:
         return
+    keys = set().union(*distributed.gather_objects(list(trainer.loader.corrupt)))
+    if len(keys) <= trainer.max_corrupt:
+        return
     error = DglError(
-        f"{skipped:.0f} unreadable samples over all ranks, more than data.max_corrupt_fraction "
+        f"{len(keys)} unreadable samples over all ranks, more than data.max_corrupt_fraction "
         f"{trainer.config.data.max_corrupt_fraction} allows; the log names them, build their shards again"
     )
     error.is_on_all_ranks = True
