@@ -16,8 +16,9 @@ from dgl_scale.evaluation.attention_picture import AttentionExample, attention_e
 from dgl_scale.evaluation.embedding import encode_split
 from dgl_scale.evaluation.features import Features
 from dgl_scale.evaluation.ranks import DirectionRanks
-from dgl_scale.evaluation.report import Report, render_report, report_row
+from dgl_scale.evaluation.report import Report, ReportTable, render_report
 from dgl_scale.evaluation.retrieval import rank_features
+from dgl_scale.evaluation.run_report import report_row
 from dgl_scale.model import DGL, build_model
 
 CPU = torch.device("cpu")
@@ -66,6 +67,6 @@ def test_heat_glows_where_the_weight_is() -> None:
 def test_the_report_shows_them_escaped(examples: tuple[DGL, Features, DirectionRanks, list[AttentionExample]]) -> None:
     figures = {"R@1": 1.0, "R@5": 2.0, "R@10": 3.0, "MdR": 4.0, "MnR": 5.0}
     results = {"trained_parameters": 1, "trained_share": 0.1, "text_to_video": figures, "video_to_text": figures, "selection": ""}
-    page = render_report(Report("t", "s", "x", [report_row("m", results)], attention=examples[3]))
+    page = render_report(Report("t", "s", [ReportTable("x", [report_row("m", results)])], attention={"m": examples[3]}))
     assert page.count('class="attended"') == 3 and "<script>alert" not in page
     assert page.count("% of the weight on frames lies") == 9
