@@ -63,7 +63,7 @@ class Feed(Generic[Request]):
         decoder: request to `Decoded`; picklable.
         activity: where the decoder notes what it does.
         prefetch: requests sent ahead to each worker.
-        keep_workers: for the next requests; else they end with these.
+        keep_workers: for the next requests; else they, or the thread, end with these.
 
     Attributes:
         stall_timeout_s: seconds without a batch and without a sign of life after which reading fails.
@@ -80,6 +80,7 @@ class Feed(Generic[Request]):
         keep_workers: bool,
     ) -> None:
         self.stall_timeout_s = stall_timeout_s
+        self._keep_workers = keep_workers
         self._decoder = decoder
         self._activity = activity
         self._requests = _Requests[Request]()
@@ -113,10 +114,14 @@ class Feed(Generic[Request]):
             DataError: the decoder reports a failure, or gives no sign of life for `stall_timeout_s`.
             DglError: a worker died.
         """
-        for decoded in self._from_workers(requests) if self._loader is not None else self._from_thread(requests):
-            if decoded.failure:
-                raise DataError(decoded.failure)
-            yield decoded
+        try:
+            for decoded in self._from_workers(requests) if self._loader is not None else self._from_thread(requests):
+                if decoded.failure:
+                    raise DataError(decoded.failure)
+                yield decoded
+        finally:
+            if not self._keep_workers:
+                self._end_thread()
 
     def call(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises, done in a thread so that it too may stall.
@@ -128,6 +133,11 @@ class Feed(Generic[Request]):
         self._waiting_since_s = time.monotonic()
         # A thread that hangs is left behind; it ends with the process.
         return self._thread.call(work, min(self.stall_timeout_s / 4, _LONGEST_POLL_S), self._check_alive)
+
+    def _end_thread(self) -> None:
+        if self._thread is not None:
+            self._thread.end()
+        self._thread = None
 
     def _from_workers(self, requests: Iterable[Request]) -> Iterator[Decoded]:
         assert self._loader is not None
@@ -181,7 +191,7 @@ class _CallingThread:
     """Does one thing at a time; unlike those of an executor, nobody waits for it at exit."""
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="reading", daemon=True).start()
 
@@ -198,9 +208,12 @@ class _CallingThread:
             done: T = result
             return done
 
+    def end(self) -> None:
+        """Leave when what is being done is done."""
+        self._work.put(None)
+
     def _serve(self) -> None:
-        while True:
-            work = self._work.get()
+        while (work := self._work.get()) is not None:
             try:
                 self._done.put((work(), None))
             except BaseException as error:

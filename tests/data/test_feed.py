@@ -36,9 +36,11 @@ class Numbers(Dataset):
         return Decoded(torch.full((1, 1, 3, 2, 2), number, dtype=torch.uint8), [str(number)], [["caption"]], failure=failure)
 
 
-def build_feed(num_workers, stall_timeout_s=60.0):
+def build_feed(num_workers, stall_timeout_s=60.0, keep_workers=True):
     activity = Activity(num_workers)
-    return Feed(Numbers(activity), activity, num_workers=num_workers, prefetch=2, stall_timeout_s=stall_timeout_s, keep_workers=True)
+    return Feed(
+        Numbers(activity), activity, num_workers=num_workers, prefetch=2, stall_timeout_s=stall_timeout_s, keep_workers=keep_workers
+    )
 
 
 def test_a_failure_of_the_source_is_an_error_after_what_came_before():
@@ -46,6 +48,19 @@ def test_a_failure_of_the_source_is_an_error_after_what_came_before():
     assert next(batches).keys == ["0"]
     with pytest.raises(DataError, match="^the server is gone$"):
         next(batches)
+
+
+def test_a_feed_that_is_not_kept_leaves_no_thread():
+    before = threading.active_count()
+    feeds = [build_feed(0, keep_workers=False) for _ in range(3)]
+    for feed in feeds[:2]:
+        assert len(list(feed.batches([(0, ""), (1, "")]))) == 2
+    with pytest.raises(DataError):
+        list(feeds[2].batches([(0, "fail")]))
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_a_stalled_source_is_named_and_slow_ones_are_not():
