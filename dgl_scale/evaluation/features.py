@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dgl_scale.errors import DataError
-from dgl_scale.evaluation.ranks import check_finite
+from dgl_scale.evaluation.ranking_input import check_finite
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dgl_scale.errors import DataError
 from dgl_scale.evaluation.ranking_filter import Direction, Found, filter_ranks
+from dgl_scale.evaluation.ranking_input import Parts, check_ranking_input, in_parts
 from dgl_scale.evaluation.unit_vectors import exact_unit, integer_unit, pair_scores
 
 _PAIRS_AT_ONCE = 512
@@ -23,9 +24,6 @@ _UNITS_AT_ONCE = 20_480
 
 Adjust = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(scores, text indices, video indices) -> scores`, elementwise with broadcasting; see `rescoring`."""
-
-Parts = Sequence[Tensor]
-"""Features in consecutive parts `[n_i, E]`: a list, or an object that loads part i whenever it is asked for `parts[i]`."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,8 @@ def rank_both_directions(
     Raises:
         DataError: a feature is not finite, a target is out of range, or a video has no caption.
     """
-    texts, videos = _parts(text), _parts(video)
-    num_videos = _check(texts, videos, target)
+    texts, videos = in_parts(text), in_parts(video)
+    num_videos = check_ranking_input(texts, videos, target)
     right = right_scores(own_scores(texts, videos, target, scale=scale), target, num_videos, adjust=adjust)
     start, partial = 0, []
     for part in texts:
@@ -173,9 +171,9 @@ def own_scores(text: Tensor | Parts, video: Tensor | Parts, target: Tensor, *, s
     """
     own = torch.empty(len(target), dtype=torch.float64, device=target.device)
     first_video = 0
-    for videos in _parts(video):
+    for videos in in_parts(video):
         first_text = 0
-        for texts in _parts(text):
+        for texts in in_parts(text):
             rows = (target[first_text : first_text + len(texts)] - first_video).to(texts.device)
             inside = ((rows >= 0) & (rows < len(videos))).nonzero()[:, 0]
             for some in torch.split(inside, _PAIRS_AT_ONCE):
@@ -227,7 +225,7 @@ def rank_text_part(
     )
     exact = adjust is not None or text.device.type != "cpu" or not _float32_is_float32() or scale <= 0
     first = 0
-    for part in _parts(video):
+    for part in in_parts(video):
         if exact:
             _rank_in_float64(text, part, first, right, partial, scale=scale, block_size=block_size, adjust=adjust)
         else:
@@ -251,21 +249,6 @@ def merge_parts(parts: Sequence[PartialRanking], right: RightScores) -> Ranking:
     for part in parts:
         to_text.add_later(part.video_to_text)
     return Ranking(to_video.ranks(right.own, torch.ones_like(to_video.equal)), to_text.ranks(right.best, right.num_best))
-
-
-def check_finite(features: Tensor, names: Sequence[str], kind: str) -> None:
-    """Refuse NaN and infinity, which a ranking would turn into a good score.
-
-    Raises:
-        DataError: names the first such row.
-    """
-    good = torch.isfinite(features).all(dim=-1)
-    if not bool(good.all()):
-        bad = int((~good).nonzero()[0])
-        raise DataError(
-            f"{kind} feature of {names[bad]} is not finite ({int((~good).sum())} of {len(features)} are not); "
-            "the checkpoint or the precision is broken, evaluate another checkpoint or in fp32"
-        )
 
 
 def _rank_by_filter(text: Tensor, video: Tensor, first: int, right: RightScores, partial: PartialRanking, *, scale: float) -> None:
@@ -370,36 +353,3 @@ def _indices(texts: slice, videos: slice, device: torch.device) -> tuple[Tensor,
         torch.arange(texts.start, texts.stop, device=device)[:, None],
         torch.arange(videos.start, videos.stop, device=device)[None, :],
     )
-
-
-def _parts(features: Tensor | Parts) -> Parts:
-    return (features,) if isinstance(features, Tensor) else features
-
-
-def _check(text: Parts, video: Parts, target: Tensor) -> int:
-    """Refuse what cannot be ranked; returns the number of videos."""
-    num_texts, num_videos = sum(len(part) for part in text), sum(len(part) for part in video)
-    if num_texts == 0 or num_videos == 0:
-        raise DataError(f"nothing to rank: {num_texts} captions and {num_videos} videos")
-    for kind, name, parts in (("text", "caption", text), ("video", "video", video)):
-        first = 0
-        for part in parts:
-            check_finite(part, [f"{name} {first + i}" for i in range(len(part))], kind)
-            first += len(part)
-    check_target(target, num_texts, num_videos)
-    return num_videos
-
-
-def check_target(target: Tensor, num_texts: int, num_videos: int) -> None:
-    """Refuse captions of videos that are not there, and videos that no caption describes.
-
-    Raises:
-        DataError: says which.
-    """
-    if target.shape != (num_texts,):
-        raise DataError(f"{num_texts} captions need as many videos that they describe, got {list(target.shape)}")
-    if int(target.min()) < 0 or int(target.max()) >= num_videos:
-        raise DataError(f"captions belong to videos {int(target.min())} to {int(target.max())}, but there are {num_videos}")
-    without = (torch.bincount(target, minlength=num_videos) == 0).nonzero()
-    if len(without):
-        raise DataError(f"video {int(without[0])} has no caption ({len(without)} of {num_videos} have none), so it cannot be a query")

@@ -19,7 +19,7 @@ from dgl_scale.data.index import SplitIndex
 from dgl_scale.data.reader import SampleReader
 from dgl_scale.data.tokenizer import Tokenizer
 from dgl_scale.errors import DataError
-from dgl_scale.evaluation.ranks import check_finite
+from dgl_scale.evaluation.ranking_input import check_finite
 from dgl_scale.model.frozen_clip import EvaluatedModel
 
 

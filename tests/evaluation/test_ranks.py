@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgl_scale.errors import DataError
+from dgl_scale.evaluation.ranking_input import Parts
 from dgl_scale.evaluation.ranks import (
-    Parts,
     Ranking,
-    check_finite,
     merge_parts,
     own_scores,
     rank_both_directions,
@@ -170,24 +169,3 @@ def test_other_captions_of_a_video_are_no_competitors() -> None:
 def test_pair_scores_are_the_entries_of_the_matrix() -> None:
     text, video, target = world(7, 13, 23, 8, width=31)
     assert torch.equal(pair_scores(text, video[target], scale=SCALE), full_matrix(text, video, SCALE)[torch.arange(23), target])
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_features_are_refused_by_name(value: float) -> None:
-    features = torch.ones(3, 2)
-    features[1, 0] = value
-    with pytest.raises(DataError, match=r"video feature of clip_b is not finite \(1 of 3"):
-        check_finite(features, ["clip_a", "clip_b", "clip_c"], "video")
-    with pytest.raises(DataError, match="caption 1 is not finite"):
-        rank(features, torch.ones(3, 2), torch.arange(3))
-    with pytest.raises(DataError, match="video 1 is not finite"):
-        rank(torch.ones(3, 2), features, torch.arange(3))
-
-
-@pytest.mark.parametrize(
-    ("num_texts", "num_videos", "target", "message"),
-    [(2, 3, [0, 2], "video 1 has no caption"), (2, 2, [0, 2], "videos 0 to 2, but there are 2"), (0, 2, [], "nothing to rank: 0 captions")],
-)
-def test_impossible_targets_are_refused(num_texts: int, num_videos: int, target: list[int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        rank(torch.ones(num_texts, 2), torch.ones(num_videos, 2), torch.tensor(target, dtype=torch.int64))
