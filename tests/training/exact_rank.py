@@ -1,4 +1,4 @@
-"""One rank of test_exact.py: the gradient of one global batch through the whole step, for all variants and ZeRO stages.
+"""One rank of test_exact.py and test_golden.py: the gradient of one global batch through the whole step, for all variants and ZeRO stages.
 
 Rank 0 writes `{variant}/{stage}/{micro}` to the gradients, the loss, the forward passes and what ZeRO holds of frozen weights.
 """
@@ -13,6 +13,7 @@ from dgl_scale.batch import VideoTextBatch
 from dgl_scale.config import ModelConfig, OptimConfig, TrainingConfig
 from dgl_scale.data.order import rank_places
 from dgl_scale.model import DGL, build_model
+from dgl_scale.training.determinism import make_deterministic
 from dgl_scale.training.engine import TrainingEngine, start_distributed, stop_distributed
 from dgl_scale.training.step import Inputs, train_step
 from dgl_scale.training.step_timer import StepTimer
@@ -82,6 +83,29 @@ def holdings(engine: TrainingEngine, model: DGL) -> dict[str, int]:
     }
 
 
+def losses(clip: str, variant: str, precision: str) -> dict:
+    """Six steps of one process, from the same start whenever it is called."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    model, whole = model_of(clip, variant, dtype), global_batch()
+    training = TrainingConfig(global_batch_size=GLOBAL_BATCH, max_steps=6, precision=precision, deepspeed="configs/deepspeed/zero1.json")
+    engine = TrainingEngine(model, model.trainable_parameters(), training, OptimConfig(), GLOBAL_BATCH, 1)
+    scales, norms, found = [], [], []
+    for step in range(6):
+        result = train_step(engine, inputs_of(model), [whole], 1e-2 / (1 + step), StepTimer(CPU))
+        found.append(result.loss)
+        norms.append(result.grad_norm)
+        scales.append(float(getattr(engine._engine.optimizer, "loss_scale", 1.0)))
+    return {"losses": found, "norms": norms, "scales": scales}
+
+
+def main_losses(clip: str, output: str) -> None:
+    make_deterministic()
+    start_distributed("cpu")
+    runs = [(variant, precision) for variant in ("linear", "transformer") for precision in ("fp32", "bf16")]
+    torch.save({f"{v} {p}": [losses(clip, v, p), losses(clip, v, p)] for v, p in runs}, output)
+    stop_distributed(gracefully=True)
+
+
 def main(clip: str, output: str, micro: int) -> None:
     start_distributed("cpu")
     found = {f"{variant}/{stage}": run(clip, variant, stage, micro) for variant in ("linear", "transformer") for stage in range(4)}
@@ -91,4 +115,7 @@ def main(clip: str, output: str, micro: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    if len(sys.argv) == 3:
+        main_losses(*sys.argv[1:])
+    else:
+        main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
