@@ -13,6 +13,7 @@ _BENCHMARKS = {
     "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
     "ranking": ("dgl_scale.bench.ranking", "exact ranks of both directions beside the bare matrix product and other ways to rank"),
     "reader": ("dgl_scale.bench.reader", "training batches a second beside bare JPEG decoding, and beside webdataset's usual pipeline"),
+    "training": ("dgl_scale.bench.training", "bytes that a training step sends over the network, per ZeRO stage, beside a formula"),
 }
 # A process of its own, as all shard tools: dgl_scale does not depend on them.
 _SHARD_BENCHMARKS: dict[str, tuple[str, str]] = {
