@@ -14,7 +14,7 @@ first two are forked from this script, which has imported all packages: a start 
 import argparse
 import contextlib
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import shutil
@@ -47,6 +47,7 @@ CHECKPOINT_EVERY = 3
 LAUNCHERS = {"python": 0.45, "ranks": 0.45, "deepspeed": 0.1}
 KINDS = {"rank": 40, "launcher": 20, "host": 20, "worker": 20}
 END_S = 60.0
+GRACE_S = 30.0
 WAIT_S = 400.0
 POLL_S = 0.002
 
@@ -58,6 +59,7 @@ class Start:
     Attributes:
         poll: its exit code, None while it runs.
         wait: the same after at most so many seconds.
+        leftovers: of checkpoints that killed starts before were writing.
     """
 
     launcher: str
@@ -66,6 +68,11 @@ class Start:
     wait: Callable[[float], int | None]
     run_folder: Path
     output: Path
+    leftovers: frozenset[Path]
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is in the making, one of this start."""
+        return any(path not in self.leftovers for path in _unfinished(self.run_folder))
 
     def family(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -92,6 +99,7 @@ def arguments_of(shards: Path, output: Path, num_workers: int) -> list[str]:
 
 def start(shards: Path, output: Path, launcher: str, num_workers: int) -> Start:
     arguments, log, run_folder = arguments_of(shards, output, num_workers), output.with_suffix(".log"), output / "quickstart"
+    leftovers = frozenset(_unfinished(run_folder))
     if launcher == "deepspeed":
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         program = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", str(free_port())]
@@ -110,7 +118,7 @@ def start(shards: Path, output: Path, launcher: str, num_workers: int) -> Start:
                 return command.wait(timeout_s)
             return None
 
-        return Start(launcher, command.pid, command.poll, wait_for_command, run_folder, log)
+        return Start(launcher, command.pid, command.poll, wait_for_command, run_folder, log, leftovers)
     target = run_one if launcher == "python" else run_two
     forked = multiprocessing.get_context("fork").Process(target=target, args=(arguments, log))
     forked.start()
@@ -120,7 +128,7 @@ def start(shards: Path, output: Path, launcher: str, num_workers: int) -> Start:
         return forked.exitcode
 
     assert forked.pid is not None
-    return Start(launcher, forked.pid, lambda: forked.exitcode, wait_for_forked, run_folder, log)
+    return Start(launcher, forked.pid, lambda: forked.exitcode, wait_for_forked, run_folder, log, leftovers)
 
 
 def run_one(arguments: list[str], log: Path) -> None:
@@ -140,9 +148,18 @@ def run_two(arguments: list[str], log: Path) -> None:
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
         ranks.append(multiprocessing.get_context("fork").Process(target=run_one, args=(arguments, log)))
         ranks[-1].start()
+    # As srun does with --wait: a rank that was killed before it met the others cannot be missed by them for a while.
+    multiprocessing.connection.wait([process.sentinel for process in ranks])
+    deadline = time.monotonic() + GRACE_S
     for process in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.terminate()
         process.join()
     sys.exit(max((process.exitcode or 0 for process in ranks), key=abs))
+
+
+def _unfinished(run_folder: Path) -> list[Path]:
+    return list((run_folder / "checkpoints").glob(".step-*.tmp"))
 
 
 def steps_done(run_folder: Path) -> int:
@@ -155,10 +172,9 @@ def wait_for_moment(started: Start, rng: random.Random, is_aimed: bool) -> bool:
     before = steps_done(started.run_folder)
     wanted = 0 if rng.random() < 0.1 else before + rng.randint(0, 3 * CHECKPOINT_EVERY)
     deadline = time.monotonic() + (rng.uniform(0.0, 8.0) if wanted == 0 else WAIT_S)
-    checkpoints = started.run_folder / "checkpoints"
     while started.poll() is None and time.monotonic() < deadline:
         has_reached = wanted > 0 and steps_done(started.run_folder) > wanted
-        if has_reached and (not is_aimed or any(checkpoints.glob(".step-*.tmp"))):
+        if has_reached and (not is_aimed or started.is_writing()):
             return True
         time.sleep(POLL_S if has_reached else 0.05)
     return started.poll() is None
@@ -231,7 +247,7 @@ def torment(shards: Path, folder: Path, launcher: str, count: int, rng: random.R
             else:
                 kills += 1
                 done = steps_done(started.run_folder)
-                was_writing = any((started.run_folder / "checkpoints").glob(".step-*.tmp"))
+                was_writing = started.is_writing()
                 seconds, survivors, code = wait_for_end(started, killed[1])
                 wrong += survivors
                 moment = "writing a checkpoint" if was_writing else "training" if done else "starting"
