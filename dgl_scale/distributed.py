@@ -95,9 +95,11 @@ def gather_objects(value: T) -> list[T]:
     return box
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another rank's process is gone or silent."""
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST_PEER)
+def lost_peer(error: BaseException) -> str | None:
+    """What a collective says of another rank's process that is gone or silent; None if it failed for another reason."""
+    if not isinstance(error, RuntimeError):
+        return None
+    return next((words for words in _LOST_PEER if words in str(error)), None)
 
 
 def _reduce(values: Sequence[float], how: Reduction) -> float:

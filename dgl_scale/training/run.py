@@ -92,9 +92,10 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
 
 
 def _death_of_rank(error: RuntimeError) -> DglError | None:
-    if not distributed.is_lost_peer(error):
+    words = distributed.lost_peer(error)
+    if words is None:
         return None
-    return DglError(f"another rank is gone ({str(error).splitlines()[0]}); run the same command to go on from the newest checkpoint")
+    return DglError(f"another rank is gone ({words[0].lower()}{words[1:]}); run the same command to go on from the newest checkpoint")
 
 
 def rank_sizes(config: RunConfig) -> tuple[int, int]:
