@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgl_scale.evaluation.candidate_pairs import Ints, Pairs, Singles, pack, place_in_group, unpack
 from dgl_scale.evaluation.unit_vectors import QUANTUM
 
 _TILE = 512
@@ -27,19 +28,18 @@ _WORD = 8
 _BYTE_ROWS = 128
 """Rows whose bytes are added up in 64-bit words: at most 255 fit."""
 _PAIRS_AT_ONCE = 128
-_SPARSE = 64
+_SPARSE = 24
 """Up to one in so many candidates of a tile is looked at one by one; of more, those above the right one are counted."""
 _DENSE = 32
 """Beyond one in so many, all of a tile is computed exactly, which then costs less than pair by pair."""
 _MOST_PENDING = 4
 """Candidates kept between compactions, in multiples of k a query."""
-_CANDIDATE_BITS = 22
-MOST_CANDIDATES = 1 << _CANDIDATE_BITS
-"""Texts or videos that one call can take."""
-
+_GROUP = 8
+_SEEN_AT_ONCE = 16
+"""Pairs a query that are looked at together."""
+_NEAR_AT_ONCE = 8192
+"""Pairs that are decided exactly together."""
 Floats = NDArray[np.float64]
-Singles = NDArray[np.float32]
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
@@ -83,7 +83,7 @@ def filter_ranks(text: Tensor, video: Tensor, *, scale: float, to_video: Directi
     """Rank all `video` for each `text` and the other way round, in one pass; exact.
 
     Args:
-        text: int32 `[n, E]` of `integer_unit`, on the CPU; at most `MOST_CANDIDATES`, like `video`.
+        text: int32 `[n, E]` of `integer_unit`, on the CPU; at most `candidate_pairs.MOST_CANDIDATES`, like `video`.
         video: int32 `[m, E]`.
         scale: scores are the exact float64 product times this; positive.
         to_video: of the `n` texts.
@@ -121,6 +121,24 @@ class _Work:
 
 def _meet(scores: Singles, panel: "_Queries", block: "_Queries") -> None:
     """Let the texts and the videos of a tile of float32 scores take in what they find there."""
+    panel.begin(scores)
+    with block.lock:
+        block.begin(scores.T)
+    mask = scores >= panel.limit[:, None]
+    mask |= scores >= block.limit
+    if np.count_nonzero(mask) * _SPARSE >= mask.size:
+        _meet_dense(scores, panel, block)
+        return
+    place = np.flatnonzero(mask)
+    row, column = np.divmod(place, block.size)
+    found = scores.ravel()[place]
+    panel.take_some(row, column + block.rows.start, found)
+    with block.lock:
+        block.take_some(column, row + panel.rows.start, found)
+
+
+def _meet_dense(scores: Singles, panel: "_Queries", block: "_Queries") -> None:
+    """The same where too much of the tile would have to be looked at one by one, as right candidates rank low or many tie."""
     rows, row_counts = panel.look(scores, axis=0)
     columns, column_counts = block.look(scores, axis=1)
     row, column = np.divmod(np.flatnonzero(np.logical_or(rows, columns, out=rows)), block.size)
@@ -143,99 +161,138 @@ class _Queries:
         self._low = _round_down(self._right / scale - self._bound)
         self._high = -_round_down(-(self._right / scale + self._bound))
         self._floor = _round_down(asked.known[rows] / scale - self._bound)
+        self.limit = np.minimum(self._low, self._floor)
         self._greater = np.zeros(self.size, np.int64)
         self._equal = np.zeros(self.size, np.int64)
+        self._seen = Pairs()
+        self._near = Pairs()
         self._pending: list[Ints] = []
         self._num_pending = 0
         self.found: Found
 
-    def look(self, scores: Singles, *, axis: int) -> tuple[Bools, Ints | None]:
+    def begin(self, scores: Singles) -> None:
+        """Learn from the first tile `[queries, candidates]` which scores are too low for the best k."""
+        if self._floor[0] == -np.inf and scores.shape[1] > self._top_k:
+            width = scores.shape[1] // _GROUP
+            if width >= self._top_k:
+                # The k-th best of the groups' best ones is a candidate's score too, nearly as high and found in an eighth of the time.
+                scores = scores[:, : _GROUP * width].reshape(self.size, _GROUP, width).max(axis=1)
+            self._raise_floor(slice(None), np.partition(scores, -self._top_k, axis=1)[:, -self._top_k])
+
+    def look(self, scores: Singles, *, axis: int) -> tuple[Bools, Ints]:
         """Where a tile of float32 scores must be looked at closely, and how many candidates are surely above the right one.
 
         Args:
             scores: `[panel, block]`; these queries lie along `axis`.
 
         Returns:
-            A mask of the tile; int64 `[queries]`, or None if all that are above are in the mask.
+            A mask of the tile; int64 `[queries]`.
         """
         limits = (slice(None), None) if axis == 0 else (None, slice(None))
-        if self._floor[0] == -np.inf and scores.shape[1 - axis] > self._top_k:
-            best: Singles = np.partition(scores, -self._top_k, axis=1 - axis).take([-self._top_k], axis=1 - axis).ravel()
-            self._floor = np.maximum(self._floor, _round_down(best - 2 * self._bound))
-        mask = scores >= np.minimum(self._low, self._floor)[limits]
-        if np.count_nonzero(mask) * _SPARSE < mask.size:
-            return mask, None
         above = scores > self._high[limits]
-        np.greater_equal(scores, self._low[limits], out=mask)
+        mask = scores >= self._low[limits]
         mask ^= above
         mask |= scores >= self._floor[limits]
         return mask, _count(above, axis)
 
-    def take(self, query: Ints, candidate: Ints, score: Singles, num_above: Ints | None, tile: slice) -> None:
-        """Take in the pairs of a tile that are looked at closely, and the number of those that need no look."""
+    def take_some(self, query: Ints, candidate: Ints, score: Singles) -> None:
+        """Take in pairs of a tile; all at or above the limit are among them."""
+        own = score >= self.limit[query]
+        self._seen.add(query[own], candidate[own], score[own])
+        if self._seen.size > _SEEN_AT_ONCE * self.size:
+            self._sort_out()
+
+    def _sort_out(self) -> None:
+        """Count the pairs taken in, keep those that must be decided exactly, and those that may be among the best k."""
+        query, candidate, score = self._seen.take_all()
         above = score > self._high[query]
-        self._greater += np.bincount(query[above], minlength=self.size) if num_above is None else num_above
-        near = (score >= self._low[query]) & ~above
-        if near.any():
-            self._decide(query[near], candidate[near], tile)
+        self._greater += np.bincount(query[above], minlength=self.size)
+        self._set_aside(query, candidate, score, (score >= self._low[query]) & ~above)
         good = score >= self._floor[query]
-        self._collect(query[good], candidate[good], score[good], tile)
+        self._keep(query[good], candidate[good], score[good])
+
+    def take(self, query: Ints, candidate: Ints, score: Singles, num_above: Ints, tile: slice) -> None:
+        """Take in the pairs of a tile that are looked at closely, and the number of those that need no look."""
+        self._greater += num_above
+        near = (score >= self._low[query]) & (score <= self._high[query])
+        if self._is_most(int(np.count_nonzero(near)), tile):
+            self._decide(query[near], self._exact_tile(tile)[query[near], candidate[near] - tile.start])
+        else:
+            self._set_aside(query, candidate, score, near)
+        good = score >= self._floor[query]
+        query, candidate, score = query[good], candidate[good], score[good]
+        if self._is_most(len(query), tile) and tile.stop - tile.start > self._top_k:
+            # Many tie, as in a constant model: only the exactly best of this tile can be among the best.
+            exact = self._exact_tile(tile)
+            query, candidate = np.nonzero(_is_top(exact, self._top_k))
+            score = (exact[query, candidate] / self._scale).astype(np.float32)
+            candidate = candidate + tile.start
+        self._keep(query, candidate, score)
 
     def finish(self) -> None:
-        """After all candidates: the best ones by their exact scores."""
+        """After all candidates: the last close calls, and the best ones by their exact scores."""
+        self._sort_out()
+        self._decide_near()
         self._compact()
-        query, _, candidate = _unpack(self._take_pending())
+        query, _, candidate = unpack(self._take_pending())
         top_indices = np.full((self.size, self._top_k), -1, np.int64)
         top_scores = np.full((self.size, self._top_k), -np.inf)
         query, candidate, score, place = self._best(query, candidate)
         top_indices[query, place], top_scores[query, place] = candidate, score
         self.found = Found(self._greater, self._equal, top_indices, top_scores)
 
-    def _decide(self, query: Ints, candidate: Ints, tile: slice) -> None:
-        """Compare exactly what float32 could not."""
-        if len(query) * _DENSE > self.size * (tile.stop - tile.start):
-            exact = self._exact_tile(tile)[query, candidate - tile.start]
-        else:
-            exact = self._exact_pairs(query, candidate)
+    def _is_most(self, count: int, tile: slice) -> bool:
+        """Whether so many pairs cost more than all of a tile."""
+        return bool(count * _DENSE > self.size * (tile.stop - tile.start))
+
+    def _set_aside(self, query: Ints, candidate: Ints, score: Singles, near: Bools) -> None:
+        """Keep what float32 could not decide until there is enough of it."""
+        self._near.add(query[near], candidate[near], score[near])
+        if self._near.size > _NEAR_AT_ONCE:
+            self._decide_near()
+
+    def _decide_near(self) -> None:
+        query, candidate, _ = self._near.take_all()
+        self._decide(query, self._exact_pairs(query, candidate))
+
+    def _decide(self, query: Ints, exact: Floats) -> None:
         right = self._right[query]
         self._greater += np.bincount(query[exact > right], minlength=self.size)
         self._equal += np.bincount(query[exact == right], minlength=self.size)
 
-    def _collect(self, query: Ints, candidate: Ints, score: Singles, tile: slice) -> None:
+    def _keep(self, query: Ints, candidate: Ints, score: Singles) -> None:
         """Keep candidates that may be among the best k."""
-        width = tile.stop - tile.start
-        if len(query) * _DENSE > self.size * width and width > self._top_k:
-            # Many tie, as in a constant model: only the exactly best of this tile can be among the best.
-            exact = self._exact_tile(tile)
-            query, candidate = np.nonzero(_is_top(exact, self._top_k))
-            score = (exact[query, candidate] / self._scale).astype(np.float32)
-            candidate = candidate + tile.start
-        self._pending.append(_pack(query, score, candidate))
+        self._pending.append(pack(query, score, candidate))
         self._num_pending += len(query)
         if self._num_pending > _MOST_PENDING * self._top_k * self.size:
             self._compact()
 
+    def _raise_floor(self, query: Ints | slice, kth: Singles) -> None:
+        """Of queries of which k candidates score at least `kth` in float32."""
+        self._floor[query] = np.maximum(self._floor[query], _round_down(kth - 2 * self._bound))
+        self.limit = np.minimum(self._low, self._floor)
+
     def _compact(self) -> None:
         """Drop the candidates that can no longer be among the best k, and raise the floor."""
         keys = np.sort(self._take_pending())
-        query, score, _ = _unpack(keys)
-        place = _place_in_group(query)
+        query, score, _ = unpack(keys)
+        place = place_in_group(query)
         kth = place == self._top_k - 1
-        self._floor[query[kth]] = np.maximum(self._floor[query[kth]], _round_down(score[kth] - 2 * self._bound))
+        self._raise_floor(query[kth], score[kth])
         keys = keys[(place < self._top_k) | (score >= self._floor[query])]
         if len(keys) > _MOST_PENDING // 2 * self._top_k * self.size:
-            query, _, candidate = _unpack(keys)
+            query, _, candidate = unpack(keys)
             query, candidate, exact, _ = self._best(query, candidate)
-            keys = _pack(query, (exact / self._scale).astype(np.float32), candidate)
+            keys = pack(query, (exact / self._scale).astype(np.float32), candidate)
         self._pending = [keys]
         self._num_pending = len(keys)
 
     def _best(self, query: Ints, candidate: Ints) -> tuple[Ints, Ints, Floats, Ints]:
-        """Of pairs the best k of each query: query, candidate, exact score, place."""
-        exact = self._exact_pairs(query, candidate)
+        """Of pairs, sorted by query, the best k of each query: query, candidate, exact score, place."""
+        exact = self._exact_groups(query, candidate)
         order = np.lexsort((candidate, -exact, query))
         query, candidate, exact = query[order], candidate[order], exact[order]
-        place = _place_in_group(query)
+        place = place_in_group(query)
         best = place < self._top_k
         return query[best], candidate[best], exact[best], place[best]
 
@@ -243,6 +300,23 @@ class _Queries:
         pending = np.concatenate(self._pending) if self._pending else np.empty(0, np.int64)
         self._pending, self._num_pending = [pending], len(pending)
         return pending
+
+    def _exact_groups(self, query: Ints, candidate: Ints) -> Floats:
+        """Exact scores of pairs sorted by query; the first k of each query share a product with its unit."""
+        place = place_in_group(query)
+        first = place < self._top_k
+        grid = np.zeros((self.size, self._top_k), np.int64)
+        grid[query[first], place[first]] = candidate[first]
+        products = np.empty((self.size, self._top_k))
+        step = max(1, _PAIRS_AT_ONCE // self._top_k)
+        for start in range(0, self.size, step):
+            some = slice(start, start + step)
+            factors = self._candidates[grid[some]].astype(np.float64), self._units[some].astype(np.float64)
+            products[some] = np.matmul(factors[0], factors[1][:, :, None])[:, :, 0]
+        exact = np.empty(len(query))
+        exact[first] = products[query[first], place[first]] * QUANTUM**2 * self._scale
+        exact[~first] = self._exact_pairs(query[~first], candidate[~first])
+        return exact
 
     def _exact_pairs(self, query: Ints, candidate: Ints) -> Floats:
         products = np.empty(len(query))
@@ -272,26 +346,6 @@ def _count(mask: Bools, axis: int) -> Ints:
     for start in range(0, len(words), _BYTE_ROWS):
         counts += np.add.reduce(words[start : start + _BYTE_ROWS], axis=0).view(np.uint8)
     return counts
-
-
-def _pack(query: Ints, score: Singles, candidate: Ints) -> Ints:
-    """Int64 keys that sort by query, then by falling score, then by candidate."""
-    bits = np.ascontiguousarray(score).view(np.int32).astype(np.int64)
-    rising = np.where(bits < 0, -(2**31) - bits - 1, bits)
-    return (query << (32 + _CANDIDATE_BITS)) | ((2**31 - 1 - rising) << _CANDIDATE_BITS) | candidate
-
-
-def _unpack(keys: Ints) -> tuple[Ints, Singles, Ints]:
-    rising = 2**31 - 1 - ((keys >> _CANDIDATE_BITS) & (2**32 - 1))
-    bits = np.where(rising < 0, -(2**31) - rising - 1, rising)
-    return keys >> (32 + _CANDIDATE_BITS), bits.astype(np.int32).view(np.float32), keys & (MOST_CANDIDATES - 1)
-
-
-def _place_in_group(sorted_groups: Ints) -> Ints:
-    """0, 1, 2 … within each run of equal values."""
-    positions = np.arange(len(sorted_groups))
-    starts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
-    return positions - np.repeat(starts, np.diff(starts, append=len(sorted_groups)))
 
 
 def _is_top(scores: Floats, top_k: int) -> Bools:

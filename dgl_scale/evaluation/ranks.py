@@ -153,6 +153,8 @@ def rank_both_directions(
     """
     texts, videos = in_parts(text), in_parts(video)
     num_videos = check_ranking_input(texts, videos, target)
+    if len(texts) == 1 and len(videos) == 1 and max(len(texts[0]), num_videos) <= _UNITS_AT_ONCE:
+        texts, videos = (integer_unit(texts[0]),), (integer_unit(videos[0]),)  # once for right and for all scores
     right = right_scores(own_scores(texts, videos, target, scale=scale), target, num_videos, adjust=adjust)
     start, partial = 0, []
     for part in texts:

@@ -23,7 +23,9 @@ def exact_unit(features: Tensor) -> Tensor:
 
 
 def integer_unit(features: Tensor) -> Tensor:
-    """`exact_unit` as int32 multiples of `QUANTUM`: half the memory."""
+    """`exact_unit` as int32 multiples of `QUANTUM`: half the memory. What is int32 is that already."""
+    if features.dtype == torch.int32:
+        return features
     units = torch.empty(features.shape, dtype=torch.int32, device=features.device)
     for start in range(0, len(features), _ROWS_AT_ONCE):
         units[start : start + _ROWS_AT_ONCE] = _integer_unit(features[start : start + _ROWS_AT_ONCE])

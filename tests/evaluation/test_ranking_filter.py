@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,12 +124,3 @@ def test_float32_products_stay_within_the_bound(width: int) -> None:
         units = exact_unit(features)
         single = units.float() @ units.float().T
         assert float((single.double() - full_matrix(features, features, 1.0)).abs().max()) < error_bound(width)
-
-
-def test_keys_sort_by_query_falling_score_and_candidate() -> None:
-    generator = np.random.default_rng(0)
-    query, candidate = generator.integers(0, 3, 200), generator.integers(0, ranking_filter.MOST_CANDIDATES, 200)
-    score = generator.choice(np.array([-1.5, -1e-30, 0.0, 1e-30, 0.25, 1.0], np.float32), 200)
-    keys = ranking_filter._pack(query, score, candidate)
-    assert [list(a) for a in ranking_filter._unpack(keys)] == [list(query), list(score), list(candidate)]
-    assert list(np.argsort(keys)) == list(np.lexsort((candidate, -score, query)))
