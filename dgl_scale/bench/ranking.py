@@ -21,6 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from dgl_scale.bench.faiss_search import measure_search, table
 from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ExitCode
 from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
@@ -63,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=positive_int, default=3, help="each contender once a round, the fastest counts")
     parser.add_argument("--threads", type=positive_int, default=None, help="CPU threads (default: all)")
+    parser.add_argument(
+        "--faiss", action="store_true", help="instead: approximate search by FAISS beside exact search, its recall and speed"
+    )
+    parser.add_argument("--faiss-vectors", type=positive_int, default=200_000, help="10000000 takes 5 GB with 64 components, and long")
+    parser.add_argument("--faiss-dim", type=positive_int, default=64, help="components of each")
+    parser.add_argument("--faiss-queries", type=positive_int, default=1_000)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
@@ -72,11 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    if arguments.faiss:
+        search = measure_search(arguments.faiss_vectors, arguments.faiss_dim, arguments.faiss_queries)
+        sys.stdout.write(table(search))
+        if arguments.json:
+            write_json(arguments.json, {"arguments": plain, "search": asdict(search)})
+        return ExitCode.DONE
     measurements = measure(arguments.size, arguments.width, arguments.top_k, min(arguments.rivals_size, arguments.size), arguments.rounds)
     sys.stdout.write(f"{arguments.size:,} captions x {arguments.size:,} videos x {arguments.width}, {torch.get_num_threads()} threads\n")
     sys.stdout.write(_table(measurements))
     if arguments.json:
-        plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         write_json(arguments.json, {"arguments": plain, "measurements": [asdict(one) for one in measurements]})
     return ExitCode.DONE
 
