@@ -1,4 +1,4 @@
-"""Exact ranks on a CPU at nearly the rate of a bare float32 product: filter, then decide the few close calls exactly.
+"""Exact ranks on a CPU from a float32 product: filter, then decide the few close calls exactly.
 
 A float32 product of two unit vectors differs from the exact one by at most `error_bound`, whatever the order of
 summation. A candidate that scores above the right one by more than that is above it, one below by more is below; only
