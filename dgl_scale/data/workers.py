@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -20,6 +21,7 @@ from dgl_scale.errors import DglError
 T = TypeVar("T")
 
 _PATIENCE_S = 5.0
+_JOIN_S = 0.2
 # What terminals, launchers and schedulers send to every process of a run; its own process answers for the workers.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -50,13 +52,16 @@ def start_workers(batches: "DataLoader[T]", on_silence: Callable[[], None]) -> I
 
 def end_workers(workers: Iterable[Any]) -> None:
     """Kill these processes, also such as hang or are stopped, and wait for them for a while."""
-    for worker in workers:
-        # DataLoader answers the death of its workers with a RuntimeError wherever this process is at that moment.
+    waiting, deadline = list(workers), time.monotonic() + _PATIENCE_S
+    while waiting and time.monotonic() < deadline:
+        # DataLoader answers the death of its workers with a RuntimeError wherever this process is at that moment, so
+        # what it interrupts is done again.
         with suppress(RuntimeError):
-            worker.kill()
-    for worker in workers:
-        with suppress(RuntimeError):
-            worker.join(_PATIENCE_S)
+            for worker in waiting:
+                worker.kill()
+            for worker in waiting:
+                worker.join(_JOIN_S)
+            waiting = [worker for worker in waiting if worker.is_alive()]
 
 
 def _until_death(batches: Iterator[T], on_silence: Callable[[], None]) -> Iterator[T]:

@@ -205,6 +205,9 @@ def _is_running(pid: int) -> bool:
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report_command.main([str(tmp_path)]) == 1
+    assert "is no run folder" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").touch()
+    assert report_command.main([str(tmp_path)]) == 1
     assert "holds no evaluation" in capsys.readouterr().err
     assert report_command.main([os.fspath(tmp_path / "absent")]) == 1
     assert "no run folder" in capsys.readouterr().err
