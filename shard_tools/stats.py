@@ -28,7 +28,7 @@ from shard_tools.stats_report import render_report
 _TAR_BLOCK = 512
 _TAIL_BYTES = 16 * 1024
 _READERS = 32
-_READ_ATTEMPTS = 5
+_READ_ATTEMPTS = 8
 
 # Quantity to (what it is, unit).
 QUANTITIES = {
@@ -173,12 +173,12 @@ def _read_ranges(tar: Location, ranges: Sequence[tuple[int, int]], storage: Stor
 
 def _read_surely(url: str, place: tuple[int, int], storage: Storage) -> bytes:
     # There is no hash of a part of a sample; the same bytes twice are the proof.
-    content = storage.read_range(url, *place)
+    seen: set[bytes] = set()
     for _ in range(_READ_ATTEMPTS):
-        again = storage.read_range(url, *place)
-        if again == content:
+        content = bytes(storage.read_range(url, *place))
+        if content in seen:
             return content
-        content = again
+        seen.add(content)
     raise DataError(f"{public_url(url)} is sent with other bytes each time; look for damage on the network")
 
 
