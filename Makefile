@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo install install-dev test lint quickstart-reduced clean
+.PHONY: demo install install-dev test test-slurm lint quickstart-reduced clean
 
 demo: install
 	$(BIN)/dgl-scale quickstart
@@ -29,6 +29,10 @@ lint: install-dev
 
 test: install-dev
 	$(BIN)/python -m pytest
+
+# A real Slurm of two nodes on this machine (Debian: slurm-wlm, munge; as root); it ends with the tests.
+test-slurm: install-dev
+	DGL_TEST_SLURM=1 $(BIN)/python -m pytest tests/cluster
 
 # The whole path at a size that takes a minute or two, for continuous integration.
 quickstart-reduced: install-dev
