@@ -1,6 +1,7 @@
 """Errors that a user can cause and mend. Each message is one line: what, which value, what to do."""
 
 from enum import IntEnum
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -22,6 +23,11 @@ class DglError(Exception):
 
     exit_code = ExitCode.FAILED
     is_on_all_ranks = False
+
+    def on_all_ranks(self) -> Self:
+        """This error, marked as one that all ranks raise together."""
+        self.is_on_all_ranks = True
+        return self
 
 
 class ConfigError(DglError):

@@ -29,7 +29,7 @@ def check_finite_loss(loss: float, step: int, features: Sequence[Tensor], keys: 
         return
     is_own = not all(bool(torch.isfinite(part).all()) for part in features)
     origins = _name_ranks(is_own, keys)
-    raise _on_all_ranks(f"loss is {loss} at step {step}; {origins}; lower optim.lr, or look at these samples")
+    raise DglError(f"loss is {loss} at step {step}; {origins}; lower optim.lr, or look at these samples").on_all_ranks()
 
 
 def check_finite_gradient(norm: float | None, step: int, keys: Sequence[str]) -> None:
@@ -40,10 +40,10 @@ def check_finite_gradient(norm: float | None, step: int, keys: Sequence[str]) ->
     """
     if norm is None or math.isfinite(norm):
         return
-    raise _on_all_ranks(
+    raise DglError(
         f"the gradient's norm is {norm} at step {step} though the loss is finite; {_name_ranks(True, keys)}; "
         "lower optim.lr, or use training.precision fp32 or bf16"
-    )
+    ).on_all_ranks()
 
 
 class ExplosionGuard:
@@ -67,10 +67,10 @@ class ExplosionGuard:
         """
         self._count = self._count + 1 if loss > self._limit else 0
         if self._count >= self._patience:
-            raise _on_all_ranks(
+            raise DglError(
                 f"the loss has been above {self._limit:.3g} (training.max_loss_factor times chance) for {self._patience} steps, "
                 f"it is {loss:.4g} at step {step}; lower optim.lr, or set training.max_loss_factor to null"
-            )
+            ).on_all_ranks()
 
 
 def check_synchronised(parameters: Iterable[tuple[str, nn.Parameter]], step: int) -> None:
@@ -85,10 +85,10 @@ def check_synchronised(parameters: Iterable[tuple[str, nn.Parameter]], step: int
     digests = distributed.gather_objects(_digest(whole))
     different = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
     if different:
-        raise _on_all_ranks(
+        raise DglError(
             f"the prompts of rank {', '.join(different)} differ from rank 0's at step {step}: a defective device or memory, or an unequal "
             "software; the checkpoints before are whole, run the same command on other hosts"
-        )
+        ).on_all_ranks()
 
 
 class FrozenWeights:
@@ -135,9 +135,3 @@ def _name_ranks(is_own: bool, keys: Sequence[str]) -> str:
 
 def _shorten(keys: Sequence[str]) -> str:
     return ", ".join(keys[:_NUM_KEYS]) + (" …" if len(keys) > _NUM_KEYS else "")
-
-
-def _on_all_ranks(message: str) -> DglError:
-    error = DglError(message)
-    error.is_on_all_ranks = True
-    return error

@@ -152,15 +152,11 @@ def _raise_failure(failure: str | None) -> None:
     """Raise what failed on any rank, on all of them. Collective."""
     failures = distributed.gather_objects(failure)
     message = "; ".join(f"rank {rank}: {text}" if len(failures) > 1 else text for rank, text in enumerate(failures) if text)
-    error = DglError(message)
-    error.is_on_all_ranks = True
-    raise error
+    raise DglError(message).on_all_ranks()
 
 
 def _interrupted(stop: StopReason, step: int, total_steps: int) -> Interrupted:
-    error = Interrupted(f"stopped by {stop.words} at step {step} of {total_steps}; run the same command to go on")
-    error.is_on_all_ranks = True
-    return error
+    return Interrupted(f"stopped by {stop.words} at step {step} of {total_steps}; run the same command to go on").on_all_ranks()
 
 
 def _save(trainer: Trainer, step: int, progress: Progress, writer: MetricsWriter | None, *, is_urgent: bool, must_succeed: bool) -> None:
@@ -180,9 +176,7 @@ def _save(trainer: Trainer, step: int, progress: Progress, writer: MetricsWriter
         # The other ranks must not leave with success when rank 0 could not write.
         failure = distributed.broadcast_object(trainer.store.finish() if writer else None)
     if failure:
-        error = DglError(str(failure))
-        error.is_on_all_ranks = True
-        raise error
+        raise DglError(str(failure)).on_all_ranks()
 
 
 def _values(result: StepResult, lr: float) -> dict[str, float]:
@@ -199,12 +193,10 @@ def _check_corrupt(trainer: Trainer, skipped: float) -> None:
     keys = set().union(*distributed.gather_objects(list(trainer.loader.corrupt)))
     if len(keys) <= trainer.max_corrupt:
         return
-    error = DglError(
+    raise DglError(
         f"{len(keys)} unreadable samples over all ranks, more than data.max_corrupt_fraction "
         f"{trainer.config.data.max_corrupt_fraction} allows; the log names them, build their shards again"
-    )
-    error.is_on_all_ranks = True
-    raise error
+    ).on_all_ranks()
 
 
 def _say(message: str) -> None:
