@@ -32,10 +32,12 @@ _SPARSE = 24
 """Up to one in so many candidates of a tile is looked at one by one; of more, those above the right one are counted."""
 _DENSE = 32
 """Beyond one in so many, all of a tile is computed exactly, which then costs less than pair by pair."""
-_MOST_PENDING = 4
-"""Candidates kept between compactions, in multiples of k a query."""
+_MOST_PENDING = 2
+"""Candidates kept between compactions, in multiples of k a query: twice as many, and the k-th best is nearly that of all seen."""
+_CLOSE_TENTHS = 15
+"""More than so many tenths of k a query left after a compaction are decided exactly, so that the next one has room."""
 _GROUP = 8
-_SEEN_AT_ONCE = 16
+_SEEN_AT_ONCE = 10
 """Pairs a query that are looked at together."""
 _NEAR_AT_ONCE = 8192
 """Pairs that are decided exactly together."""
@@ -280,7 +282,7 @@ class _Queries:
         kth = place == self._top_k - 1
         self._raise_floor(query[kth], score[kth])
         keys = keys[(place < self._top_k) | (score >= self._floor[query])]
-        if len(keys) > _MOST_PENDING // 2 * self._top_k * self.size:
+        if 10 * len(keys) > _CLOSE_TENTHS * self._top_k * self.size:
             query, _, candidate = unpack(keys)
             query, candidate, exact, _ = self._best(query, candidate)
             keys = pack(query, (exact / self._scale).astype(np.float32), candidate)
