@@ -1,6 +1,7 @@
 """What a launcher says of this process: its rank, how many there are, where they meet, and which hosts they are on.
 
-`deepspeed` and `torchrun` set PyTorch's variables; `srun` sets Slurm's, from which they follow; without a launcher there is one rank.
+`deepspeed` and `torchrun` set PyTorch's variables; `srun` and Open MPI's `mpirun` set their own, from which they follow; without a launcher
+there is one rank.
 """
 
 import base64
@@ -30,6 +31,8 @@ def describe_launch(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("LOCAL_RANK", "0")
     elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         _describe_slurm_step(environment)
+    elif "OMPI_COMM_WORLD_RANK" in environment:
+        _describe_mpi_process(environment)
     else:
         port = str(free_port())
         environment.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
@@ -59,6 +62,15 @@ def hosts_by_rank(world_size: int) -> list[str] | None:
         hosts = [host for host, devices in slots.items() for _ in devices]
         return hosts if len(hosts) == world_size else None
     return None
+
+
+def _describe_mpi_process(environment: MutableMapping[str, str]) -> None:
+    if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
+        raise ConfigError(
+            "mpirun does not say where ranks meet; pass on MASTER_ADDR (the first host) and MASTER_PORT, as in .deepspeed_env"
+        )
+    for name, theirs in (("RANK", "RANK"), ("LOCAL_RANK", "LOCAL_RANK"), ("WORLD_SIZE", "SIZE")):
+        environment[name] = environment[f"OMPI_COMM_WORLD_{theirs}"]
 
 
 def _describe_slurm_step(environment: MutableMapping[str, str]) -> None:

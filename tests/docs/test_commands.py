@@ -20,6 +20,7 @@ from tests.docs.real_parsers import parse, run_command_line
 RUN_BY = {
     "deepspeed dgl_scale/train.py": "integration/test_training.py::test_a_killed_run_ends_whole_and_continues_to_the_same_prompts",
     "deepspeed dgl_scale/train.py --hostfile": "integration/test_hostfile.py::test_two_hosts_train_one_model",
+    "deepspeed dgl_scale/train.py --launcher": "integration/test_hostfile.py::test_open_mpi_starts_the_ranks",
     "dgl-scale bench model": "bench/test_model_bench.py::test_measures_all_contenders_and_stores_them",
     "dgl-scale bench model --estimate": "bench/test_model_bench.py::test_estimates_without_running_anything",
     "dgl-scale bench model --scaling": "bench/test_model_bench.py::test_scaling_is_drawn",

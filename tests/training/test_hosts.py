@@ -11,6 +11,13 @@ def test_hostfile(tmp_path: Path) -> None:
     assert read_hostfile(tmp_path / "hosts") == {"node1": 4, "node2": 2}
 
 
+def test_the_example_hostfile_is_read_as_deepspeed_reads_it() -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    example = Path(__file__).resolve().parents[2] / "cluster" / "hostfile.example"
+    assert read_hostfile(example) == dict(fetch_hostfile(str(example))) == {"node01": 8, "node02": 8}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -45,6 +45,15 @@ def test_what_a_script_sets_wins_over_slurm() -> None:
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("head", "29500")
 
 
+def test_mpirun_gives_rank_and_size_and_no_address() -> None:
+    given = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"}
+    environment = given | {"MASTER_ADDR": "head", "MASTER_PORT": "29500"}
+    describe_launch(environment)
+    assert (environment["RANK"], environment["LOCAL_RANK"], environment["WORLD_SIZE"]) == ("3", "1", "8")
+    with pytest.raises(ConfigError, match=r"mpirun does not say where ranks meet; pass on MASTER_ADDR"):
+        describe_launch(dict(given))
+
+
 def test_a_batch_script_outside_srun_is_one_process() -> None:
     environment = slurm()
     del environment["SLURM_STEP_ID"]
