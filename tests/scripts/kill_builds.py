@@ -144,7 +144,7 @@ def kill_one(run: Run, kind: str, rng: random.Random, usual_s: float) -> str | N
     return None
 
 
-def torment(folder: Path, count: int, seed: int, log: Any) -> int:
+def torment(folder: Path, count: int, seed: int, kinds: list[str], log: Any) -> int:
     """Kill `count` times; returns how many finished builds differed."""
     rng = random.Random(seed)
     reference_run = start(folder, folder.parent / "reference")
@@ -161,7 +161,7 @@ def torment(folder: Path, count: int, seed: int, log: Any) -> int:
         output = folder.parent / f"build-{builds}"
         run = start(folder, output)
         while True:
-            (kind,) = rng.choices(list(TARGETS), list(TARGETS.values()))
+            (kind,) = rng.choices(kinds, [TARGETS[kind] for kind in kinds])
             victim = kill_one(run, kind, rng, usual_s) if kills < count else None
             if victim is None:
                 code = run.process.wait(WAIT_S)
@@ -196,6 +196,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--videos", type=int, default=150, help="of a build")
+    parser.add_argument("--kinds", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="processes to kill")
     parser.add_argument("--log", help="file for the log (default: standard output)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="k") as parent, contextlib.ExitStack() as stack:
@@ -204,7 +205,7 @@ def main() -> int:
         folder.mkdir()
         Path(parent, "tmp").mkdir()
         make_videos(folder, arguments.videos)
-        return 1 if torment(folder, arguments.count, arguments.seed, log) else 0
+        return 1 if torment(folder, arguments.count, arguments.seed, arguments.kinds, log) else 0
 
 
 if __name__ == "__main__":

@@ -52,10 +52,28 @@ def run(engine: TrainingEngine, steps: range) -> tuple[float | None, dict[str, f
     return norm, part_norms
 
 
+def sizes_in_zero(engine: TrainingEngine, stage: int) -> dict[str, int]:
+    """Elements that DeepSpeed reduces and that its optimizer holds on this rank, and frozen weights that lie here."""
+    deepspeed, optimizer = engine._engine, engine._engine.optimizer
+    frozen = sum(getattr(p, "ds_tensor", p).numel() for p in engine.module.frozen.parameters())
+    if stage == 0:
+        reduced, _ = deepspeed._get_gradients_for_reduction()
+        held = [state[key] for state in optimizer.state.values() for key in ("exp_avg",)]
+    elif stage == 3:
+        reduced = [p for group in optimizer.fp16_groups for p in group]
+        held = list(optimizer.fp32_partitioned_groups_flat)
+    else:
+        reduced = [p for group in optimizer.bit16_groups for p in group]
+        held = list(optimizer.single_partition_of_fp32_groups)
+    numels = {"reduced": sum(getattr(t, "ds_numel", t.numel()) for t in reduced), "held": sum(t.numel() for t in held)}
+    return numels | {"frozen": frozen}
+
+
 def main(stage: int, output: str) -> None:
     start_distributed("cpu")
     whole = build(stage)
     norm, part_norms = run(whole, range(6))
+    sizes = sizes_in_zero(whole, stage)
     first = build(stage)
     run(first, range(3))
     second = build(stage)
@@ -64,7 +82,7 @@ def main(stage: int, output: str) -> None:
     states = [whole.trained_state(), second.trained_state()]
     if distributed.is_main():
         values = [{f"{n}.{k}": t.flatten().tolist() for n, p in state.parameters.items() for k, t in p.items()} for state in states]
-        answers = {"whole": values[0], "continued": values[1], "step": states[1].step, "norm": norm, "part_norms": part_norms}
+        answers = {"whole": values[0], "continued": values[1], "step": states[1].step, "norm": norm, "part_norms": part_norms, "sizes": sizes}
         Path(output).write_text(json.dumps(answers))
     stop_distributed(gracefully=True)
 

@@ -78,3 +78,8 @@ def test_deepspeed_does_what_one_process_of_plain_torch_does(tmp_path: Path, wor
         torch.testing.assert_close(torch.tensor(found["whole"][key]), torch.tensor(values), rtol=1e-3, atol=1e-6)
     # The same computation in another order, so only the comparison with plain torch has a tolerance.
     assert found["continued"] == found["whole"]
+    sizes, trained = found["sizes"], 2 * (6 * 5 + 5)
+    assert sizes["reduced"] == trained  # of the frozen layer's 42 none is in a bucket
+    padding = sizes["held"] - (trained if stage == 0 else trained / world)
+    assert 0 <= padding <= 2  # of two parameter groups
+    assert sizes["frozen"] == (42 / world if stage == 3 else 42)
