@@ -4,13 +4,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
+import webdataset
 
+from dgl_scale.quickstart.processes import free_port
 from dgl_scale.run_folder import FINISHED, list_checkpoints, newest_complete
 from dgl_scale.train import main
 
@@ -163,3 +168,35 @@ def test_a_watched_run_validates_nothing_itself(small_world: Path, tmp_path: Pat
     assert steps(tmp_path) == [2]
     assert not [name for record in records(tmp_path) for name in record if name.startswith("validation/")]
     assert not (tmp_path / "quickstart" / "checkpoints" / "best").exists()
+
+
+def test_a_streaming_run_goes_on_in_mid_epoch_the_same_way_each_time_and_on_two_ranks(
+    small_world: Path, engine_environment: dict[str, str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for shard in range(8):
+        with webdataset.TarWriter(str(tmp_path / f"foreign-{shard:03d}.tar")) as writer:
+            for number in range(6):
+                frames = {f"{t:03d}.jpg": simplejpeg.encode_jpeg(rng.integers(0, 255, (64, 64, 3), np.uint8)) for t in range(2)}
+                writer.write({"__key__": f"{shard}-{number}", **frames, "txt": f"clip {number} of shard {shard}"})
+    sources = f"[{{shards: '{tmp_path}/foreign-{{000..007}}.tar', samples: 48}}]"
+    streaming = (f"data.streaming={{sources: {sources}, shuffle_buffer: 4}}", "data.train=null", "model.num_frames=2")
+    assert main(arguments(small_world, tmp_path / "whole", *streaming)) == 0
+    for name in ("again", "twice", "ranks"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name, symlinks=True)
+        shutil.rmtree(tmp_path / name / "quickstart" / "checkpoints" / "step-00000006")
+        (tmp_path / name / "quickstart" / FINISHED).unlink()
+    for name in ("again", "twice"):
+        assert main(arguments(small_world, tmp_path / name, *streaming)) == 0
+    two_ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "dgl_scale/train.py"]
+    command = [*two_ranks, *arguments(small_world, tmp_path / "ranks", *streaming)]
+    done = subprocess.run(command, cwd=ROOT, env=engine_environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    losses = {
+        name: [(record["step"], record["loss"]) for record in records(tmp_path / name)] for name in ("whole", "again", "twice", "ranks")
+    }
+    assert losses["again"] == losses["twice"]
+    # The stream begins anew at a shard, so that the batches after it are others than those of the undisturbed run.
+    assert losses["again"][:4] == losses["ranks"][:4] == losses["whole"][:4]
+    assert losses["again"] != losses["whole"]
+    assert [step for step, _ in losses["ranks"]] == [1, 2, 3, 4, 5, 6]

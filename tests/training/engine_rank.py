@@ -82,7 +82,14 @@ def main(stage: int, output: str) -> None:
     states = [whole.trained_state(), second.trained_state()]
     if distributed.is_main():
         values = [{f"{n}.{k}": t.flatten().tolist() for n, p in state.parameters.items() for k, t in p.items()} for state in states]
-        answers = {"whole": values[0], "continued": values[1], "step": states[1].step, "norm": norm, "part_norms": part_norms, "sizes": sizes}
+        answers = {
+            "whole": values[0],
+            "continued": values[1],
+            "step": states[1].step,
+            "norm": norm,
+            "part_norms": part_norms,
+            "sizes": sizes,
+        }
         Path(output).write_text(json.dumps(answers))
     stop_distributed(gracefully=True)
 
