@@ -7,7 +7,7 @@ Features may come in parts, and captions may be ranked part by part in several p
 (one part of them at a time), three numbers a query of `RightScores`, and no other caption.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -136,8 +136,7 @@ def rank_both_directions(
     A video with several captions is right as soon as its best-scoring caption is found; its other captions
     are no competitors of that one. `adjust` changes the scores of (text-to-video, video-to-text).
 
-    To spread the work, do what this does: `own_scores`, `right_scores`, then `rank_text_part` for each part of
-    the captions, wherever it lies, and `merge_parts`.
+    `ranking_tasks` does the same on several workers, part by part of the captions.
 
     Args:
         text: `[Q, E]`, of any length (cosine is what counts), whole or in parts.
@@ -156,11 +155,14 @@ def rank_both_directions(
     if len(texts) == 1 and len(videos) == 1 and max(len(texts[0]), num_videos) <= _UNITS_AT_ONCE:
         texts, videos = (integer_unit(texts[0]),), (integer_unit(videos[0]),)  # once for right and for all scores
     right = right_scores(own_scores(texts, videos, target, scale=scale), target, num_videos, adjust=adjust)
-    start, partial = 0, []
-    for part in texts:
-        partial.append(rank_text_part(part, start, videos, right, scale=scale, block_size=block_size, top_k=top_k, adjust=adjust))
-        start += len(part)
-    return merge_parts(partial, right)
+
+    def rank_parts() -> Iterator[PartialRanking]:
+        start = 0
+        for part in texts:
+            yield rank_text_part(part, start, videos, right, scale=scale, block_size=block_size, top_k=top_k, adjust=adjust)
+            start += len(part)
+
+    return merge_parts(rank_parts(), right)
 
 
 def own_scores(text: Tensor | Parts, video: Tensor | Parts, target: Tensor, *, scale: float) -> Tensor:
@@ -236,21 +238,28 @@ def rank_text_part(
     return partial
 
 
-def merge_parts(parts: Sequence[PartialRanking], right: RightScores) -> Ranking:
-    """The ranking of all captions from those of the parts, in any order; the same however they were cut.
+def merge_parts(parts: Iterable[PartialRanking], right: RightScores) -> Ranking:
+    """The ranking of all captions from those of the parts, in their order; the same however they were cut.
+
+    Of the parts that were taken in, only what they say of their own captions is kept.
 
     Raises:
-        DataError: a part is missing, or there twice.
+        DataError: a part is missing, or does not come where the one before ends.
     """
-    parts = sorted(parts, key=lambda part: part.start)
-    ends = [part.start + len(part.text_to_video.greater) for part in parts]
-    if [part.start for part in parts] != [0, *ends[:-1]] or ends[-1] != len(right.own):
-        raise DataError(f"parts that start at captions {[part.start for part in parts]} do not make up all {len(right.own)} captions")
-    to_video = Standing(*(torch.cat([getattr(part.text_to_video, field.name) for part in parts]) for field in fields(Standing)))
-    to_text = Standing.empty(len(right.best), parts[0].video_to_text.top_scores.shape[1], right.best.device)
+    to_video: list[Standing] = []
+    to_text: Standing | None = None
+    end = 0
     for part in parts:
+        if part.start != end:
+            raise DataError(f"captions {part.start} and following come where those from {end} on are due")
+        end += len(part.text_to_video.greater)
+        to_video.append(part.text_to_video)
+        to_text = to_text or Standing.empty(len(right.best), part.video_to_text.top_scores.shape[1], right.best.device)
         to_text.add_later(part.video_to_text)
-    return Ranking(to_video.ranks(right.own, torch.ones_like(to_video.equal)), to_text.ranks(right.best, right.num_best))
+    if end != len(right.own) or to_text is None:
+        raise DataError(f"parts of {end} captions do not make up all {len(right.own)} captions")
+    found = Standing(*(torch.cat([getattr(part, field.name) for part in to_video]) for field in fields(Standing)))
+    return Ranking(found.ranks(right.own, torch.ones_like(found.equal)), to_text.ranks(right.best, right.num_best))
 
 
 def _rank_by_filter(text: Tensor, video: Tensor, first: int, right: RightScores, partial: PartialRanking, *, scale: float) -> None:

@@ -63,17 +63,20 @@ def flat_metrics(ranking: Ranking) -> dict[str, float]:
     }
 
 
-def evaluate_features(features: Features, evaluation: EvaluationConfig, *, twins: dict[str, str], seed: int) -> Retrieval:
+def evaluate_features(
+    features: Features, evaluation: EvaluationConfig, *, twins: dict[str, str], seed: int, ranking: Ranking | None = None
+) -> Retrieval:
     """All figures of a split.
 
     Args:
+        ranking: of these features, where it is known.
         twins: sample key to the key of the clip that differs from it in one thing only; may be empty.
         seed: of the bootstrap.
 
     Raises:
         DataError: as `rank_both_directions`.
     """
-    ranking = rank_features(features, evaluation)
+    ranking = ranking or rank_features(features, evaluation)
     target, samples = features.video_index.numpy(), evaluation.bootstrap_samples
     ranks = {name: getattr(ranking, name).ranks.numpy() for name in DIRECTIONS}
     figures: dict[str, Any] = {}

@@ -24,6 +24,9 @@ from dgl_scale.data.reader import SampleReader
 from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.evaluation.embedding import build_model_of
+from dgl_scale.evaluation.features import Features
+from dgl_scale.evaluation.ranking_tasks import rank_by_tasks
+from dgl_scale.evaluation.ranks import Ranking
 from dgl_scale.evaluation.splits import open_split
 from dgl_scale.evaluation.units import EncodedUnit, ReadUnit, Unit, encode_unit, read_unit
 from dgl_scale.model import DGL
@@ -164,6 +167,18 @@ class Workers:
         pool = self._pool or self._start()
         yield from pool.run(make_tasks(units, self._job.config.evaluation.num_workers), prompts_digest, prompts)
 
+    def rank(self, features: Features) -> Ranking:
+        """Ranks of both directions, by as many tasks of Ray at a time as there are workers; see `ranking_tasks`.
+
+        The actors end before, since they hold the CPUs; the next `encode` starts new ones.
+
+        Raises:
+            DataError: as `rank_both_directions`.
+            ConfigError, DglError: as `encode`.
+        """
+        (self._pool or self._start()).free_resources()
+        return rank_by_tasks(features, self._job.config.evaluation)
+
     def _start(self) -> "_Pool":
         evaluation = self._job.config.evaluation
         self._stack.enter_context(ray_cluster(max(math.ceil(evaluation.num_workers * evaluation.cpus_per_worker), os.cpu_count() or 1)))
@@ -213,6 +228,11 @@ class _Pool:
             if self._waiting or self._is_encoding():
                 # Given up half-way: the next call must not meet what this one began.
                 self.stop()
+
+    def free_resources(self) -> None:
+        """End all actors, so that others get their CPUs; ConfigError where no node has as many as a worker needs."""
+        self.stop()
+        _check_resources(self._ray, self._job.config)
 
     def stop(self) -> None:
         """End all actors."""

@@ -104,17 +104,19 @@ def test_features_in_parts_give_the_same_ranking(seed: int, text_size: int, vide
     text, video, target = world(seed, 17, 29, 6)
     whole = rank(text, video, target)
     assert_same(whole, rank(_LoadedAnew(text, text_size), _LoadedAnew(video, video_size), target, block_size=block))
-    # And as separate processes do it, whose answers come in any order.
+    # And as separate processes do it.
     right = right_scores(own_scores(text, video, target, scale=SCALE), target, 17)
     starts = range(0, 29, text_size)
     parts = [
         rank_text_part(text[s : s + text_size], s, _LoadedAnew(video, video_size), right, scale=SCALE, block_size=block, top_k=3)
         for s in starts
     ]
-    assert_same(whole, merge_parts(parts[::-1], right))
+    assert_same(whole, merge_parts(parts, right))
     if len(parts) > 1:
         with pytest.raises(DataError, match="do not make up all 29 captions"):
-            merge_parts(parts[1:], right)
+            merge_parts(parts[:-1], right)
+        with pytest.raises(DataError, match="come where those from 0 on are due"):
+            merge_parts(parts[::-1], right)
 
 
 def test_inner_products_are_exact_rationals() -> None:
