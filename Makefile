@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo install install-dev test test-slurm lint quickstart-reduced clean
+.PHONY: demo install install-dev test test-slurm lint docs quickstart-reduced clean
 
 demo: install
 	$(BIN)/dgl-scale quickstart
@@ -33,6 +33,10 @@ test: install-dev
 # A real Slurm of two nodes on this machine (Debian: slurm-wlm, munge; as root); it ends with the tests.
 test-slurm: install-dev
 	DGL_TEST_SLURM=1 $(BIN)/python -m pytest tests/cluster
+
+# The documentation as a site, in build/site; warnings are errors.
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The whole path at a size that takes a minute or two, for continuous integration.
 quickstart-reduced: install-dev

@@ -12,7 +12,7 @@ from dgl_scale.config_section import Fraction, Name, NonNegativeInt, PositiveFlo
 
 
 class ModelConfig(Section):
-    """A frozen CLIP and the DGL prompts over it (METHOD of the paper, sections 3.2-3.4)."""
+    """A frozen CLIP and the DGL prompts over it (paper, sections 3.2 to 3.4)."""
 
     clip: str
     """An open_clip ViT model name, or the path of a model-config JSON file."""

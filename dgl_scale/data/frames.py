@@ -13,7 +13,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def choose_frames(num_available: int, num_frames: int, *, rng: np.random.Generator | None = None) -> list[int]:
-    """Indices of `num_frames` frames out of `num_available` (METHOD of the paper: sparse sampling).
+    """Indices of `num_frames` frames out of `num_available` (paper: sparse sampling).
 
     With n available and T wanted, n > T: frame `floor(n/T/2 + n/T*x)` for x = 0 .. T-1, or with `rng` one
     random frame of each of T segments of `floor(n/T)` frames. n <= T: 0 .. n-1, then n-1 again.

@@ -1,4 +1,4 @@
-"""Captions to token ids: CLIP's byte-pair encoding, as the paper's METHOD states for text. A door of open_clip."""
+"""Captions to token ids: CLIP's byte-pair encoding. A door of open_clip."""
 
 import difflib
 import json

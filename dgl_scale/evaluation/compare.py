@@ -45,7 +45,8 @@ def compare_evaluations(a: Path, b: Path, *, samples: int, seed: int) -> dict[st
     """All figures of a comparison.
 
     Args:
-        a, b: evaluation folders, or the ranks.parquet in them.
+        a: an evaluation folder, or the ranks.parquet in it.
+        b: another one, of the same queries.
         samples: resamples, and permutations.
         seed: same seed, same figures.
 

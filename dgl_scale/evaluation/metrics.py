@@ -121,7 +121,8 @@ def average_precisions(above: Ints, equal: Ints, target: Ints) -> Floats:
     precision). A constant model gets |R| / Q. mAP is the mean over videos.
 
     Args:
-        above, equal: `[Q]`, from `own_captions.own_caption_standing`.
+        above: `[Q]`, from `own_captions.own_caption_standing`.
+        equal: `[Q]`, likewise.
         target: `[Q]`, the video of each caption.
     """
     reached = above + equal  # candidates down to the end of the caption's tie
@@ -143,7 +144,8 @@ def discounted_gains(above: Ints, equal: Ints, target: Ints) -> Floats:
     where d(c) is 1 / log2(rank + 1), averaged over the ranks that the caption's tie takes up (McSherry and Najork, 2008).
 
     Args:
-        above, equal: `[Q]`, from `own_captions.own_caption_standing`.
+        above: `[Q]`, from `own_captions.own_caption_standing`.
+        equal: `[Q]`, likewise.
         target: `[Q]`, the video of each caption.
     """
     total = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, len(target) + 2)))])  # of ranks 1 … i

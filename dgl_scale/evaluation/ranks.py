@@ -1,7 +1,7 @@
 """Exact ranks of both retrieval directions from features, in tiles: the similarity matrix is never held.
 
 Rank of a query = 1 + candidates that score strictly higher than the right one + half of those that tie with
-it (METHOD, "Retrieval metrics"). Ties are decided in exact arithmetic, see `unit_vectors`.
+it (docs/metrics.md). Ties are decided in exact arithmetic, see `unit_vectors`.
 
 Features may come in parts, and captions may be ranked part by part in several processes: a part needs the videos
 (one part of them at a time), three numbers a query of `RightScores`, and no other caption.

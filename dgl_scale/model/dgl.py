@@ -116,7 +116,8 @@ class DGL(nn.Module):
         """What the features look at: attention weights of one layer, slowly. Arguments and errors as of `forward`.
 
         Args:
-            frames, tokens: as of `encode_video` and `encode_text`.
+            frames: as of `encode_video`.
+            tokens: as of `encode_text`.
             layer: of each tower, counted from its end if negative; -1 is where the features are read.
 
         Raises:

@@ -88,7 +88,8 @@ def import_checkpoint(
     """Write the prompts of a published checkpoint as a prompts file.
 
     Args:
-        clip, pretrained: the CLIP that it was trained over, as in `ModelConfig`; compared with the one inside.
+        clip: the CLIP that it was trained over, as in `ModelConfig`; compared with the one inside.
+        pretrained: its weights, likewise.
         num_text_prompts: of the published `--text_prompt_length`, half of them prefix.
         num_frames: null: as many as the table has (transformer), or 12 (linear).
         video_feature: a key of `VIDEO_FEATURES`.
@@ -120,7 +121,8 @@ def export_prompts(prompts_file: Path, output: Path, *, clip: str | None = None,
     """Write prompts and the CLIP under them (fp32) as a checkpoint that the published `--resume` loads.
 
     Args:
-        clip, pretrained: where the CLIP is now, if not where the prompts file says.
+        clip: the CLIP, if it is not where the prompts file says.
+        pretrained: its weights, likewise.
 
     Returns:
         the published command line's options that belong to it.

@@ -28,10 +28,11 @@ class ContrastiveResult:
 
 
 def symmetric_contrastive_loss(text_features: Tensor, video_features: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
-    """Mean of text-to-video and video-to-text cross entropies (METHOD, *Loss*; paper eq. 9-11).
+    """Mean of text-to-video and video-to-text cross entropies (paper, equations 9 to 11).
 
     Args:
-        text_features, video_features: `[B, E]`, L2-normalised, row i of one belongs to row i of the other.
+        text_features: `[B, E]`, L2-normalised.
+        video_features: `[B, E]`, L2-normalised; its row i belongs to row i of the texts.
         logit_scale: the factor itself (100 for CLIP), not its logarithm.
 
     Returns:
@@ -50,7 +51,8 @@ def global_contrastive_loss(text_features: Tensor, video_features: Tensor, logit
     engines average over ranks, so the loss is scaled by the world size in the backward pass only.
 
     Args:
-        text_features, video_features: this rank's `[B, E]`, the same B on every rank.
+        text_features: this rank's `[B, E]`, the same B on every rank.
+        video_features: likewise.
     """
     gathered = gather_features(text_features, video_features)
     return contrastive_loss_of(*gathered, logit_scale)

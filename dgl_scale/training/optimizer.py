@@ -1,4 +1,4 @@
-"""Parameter groups and the learning-rate schedule (METHOD, *Recipe of the published runs*)."""
+"""Parameter groups and the learning-rate schedule of the published runs (docs/recipes.md)."""
 
 import math
 from collections.abc import Sequence
