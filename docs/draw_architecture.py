@@ -22,7 +22,7 @@ _ENGINES = {
     "tensorboard": "TensorBoard",
     "webdataset": "WebDataset",
 }
-_ROW, _GAP, _LEFT, _WIDTH, _SIDE = 46, 10, 16, 800, 220
+_ROW, _GAP, _LEFT, _WIDTH, _SIDE = 52, 9, 12, 800, 210
 
 
 def draw() -> str:
@@ -34,7 +34,7 @@ def draw() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">',
         "<title>Layers of dgl_scale: each imports only from those below it</title>",
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        _text(_LEFT, 24, "dgl_scale: a part imports only from the rows below it", size=14),
+        _text(_LEFT, 24, "dgl_scale: a part imports only from the rows below it", size=15),
     ]
     for row, names in enumerate(layers):
         box = (_WIDTH - _GAP * (len(names) - 1)) / len(names)
@@ -45,8 +45,8 @@ def draw() -> str:
             if len(names) > 2:  # no room for more than the engines
                 parts += _box(x, y, box, _ROW, name, [engines])
             else:
-                parts += _box(x, y, box, _ROW, name, [_purpose(sources, int(box / 6))])
-                parts.append(_text(x + box - 8, y + 19, engines, size=12, anchor="end"))
+                parts += _box(x, y, box, _ROW, name, [_purpose(sources, int(box / 6.3))])
+                parts.append(_text(x + box - 8, y + 20, engines, size=13, anchor="end"))
     parts += _shard_tools(layers)
     return "\n".join([*parts, "</svg>", ""])
 
@@ -55,8 +55,8 @@ def _shard_tools(layers: list[list[str]]) -> list[str]:
     imported = set(_imported(_sources("shard_tools", None), package="dgl_scale"))
     shared = [name for names in layers for name in names if name in imported]
     engines = _engines(_sources("shard_tools", None))
-    lines = ["a package of its own, without torch:", *engines, "", "of dgl_scale it imports", *shared]
-    return _box(_LEFT * 2 + _WIDTH, 40, _SIDE, len(lines) * 18 + 40, "shard_tools", lines, colour="#fff3e0")
+    lines = ["on its own, without torch:", *engines, "", "of dgl_scale it imports", *shared]
+    return _box(_LEFT * 2 + _WIDTH, 40, _SIDE, len(lines) * 19 + 40, "shard_tools", lines, colour="#fff3e0")
 
 
 def _layers() -> list[list[str]]:
@@ -104,8 +104,8 @@ def _purpose(sources: list[Path], letters: int) -> str:
 
 def _box(x: float, y: float, width: float, height: float, name: str, lines: list[str], colour: str = "#e8eaf6") -> list[str]:
     parts = [f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="{height}" rx="5" fill="{colour}" stroke="#7986cb"/>']
-    parts.append(_text(x + 8, y + 19, name, size=13, weight="bold"))
-    return [*parts, *(_text(x + 8, y + 37 + 18 * i, line, size=11) for i, line in enumerate(lines) if line)]
+    parts.append(_text(x + 8, y + 20, name, size=15, weight="bold"))
+    return [*parts, *(_text(x + 8, y + 41 + 19 * i, line, size=13) for i, line in enumerate(lines) if line)]
 
 
 def _text(x: float, y: float, text: str, *, size: int, weight: str = "normal", anchor: str = "start") -> str:

@@ -25,10 +25,13 @@ class SplitIndex:
     Attributes:
         folder: the split's folder or address, fit to be shown.
         shards: the tar files, in the order of `index.json`.
-        keys, video_ids: text `[V]`.
+        keys: text `[V]`.
+        video_ids: text `[V]`.
         shard: int64 `[V]`, which of `shards` holds the sample.
-        offset, size: int64 `[V]`, the sample's bytes in its tar, headers included.
-        num_frames, num_captions: int64 `[V]`.
+        offset: int64 `[V]`, where the sample's bytes begin in its tar.
+        size: int64 `[V]`, how many they are, headers included.
+        num_frames: int64 `[V]`.
+        num_captions: int64 `[V]`.
         sha256: uint8 `[V, 32]`, of those bytes.
         cache: where shards are kept if they are remote; None: nowhere.
         digest: SHA-256 of the shard list (names, sizes, hashes) and of what is excluded: equal digests, equal samples.

@@ -24,11 +24,13 @@ class SampleMetadata:
     """The `<key>.json` of a sample.
 
     Attributes:
-        start, end: the segment of the source, in seconds; `end` is null for "to the end".
+        start: where the segment of the source begins, in seconds.
+        end: where it ends; null for the end of the source.
         duration: length of the segment, in seconds.
         fps: frame rate of the source.
         frame_times: of each stored frame, in seconds from the start of the source.
-        width, height: of the stored frames, in pixels.
+        width: of the stored frames, in pixels.
+        height: likewise.
         source: the path or URL as annotated, never with credentials.
         extra: whatever else the annotation says of the video (JSON values).
     """

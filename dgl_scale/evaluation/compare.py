@@ -30,7 +30,8 @@ class Queries:
     """What two evaluations answered in one direction; row i is of the same query in both.
 
     Attributes:
-        a, b: `[N]` ranks.
+        a: `[N]` ranks.
+        b: `[N]` ranks.
         videos: `[N]`, a number for the video of each query.
         categories: name to bool `[N]`.
     """

@@ -32,12 +32,15 @@ class ReportRow:
 
     Attributes:
         trained_share: trained parameters over all of the model's, 0 to 1.
-        text_to_video, video_to_text: as in results.json: metrics by name and, optionally, their `interval`.
+        text_to_video: as in results.json: metrics by name and, optionally, their `interval`.
+        video_to_text: likewise.
         against: by direction, R@1 minus that of the table's baseline.
-        pair_accuracy, rerank: as in results.json, where there are any.
+        pair_accuracy: as in results.json, where there is any.
+        rerank: as in results.json, where there is any.
         pessimistic: by direction, metrics that count the videos which are missing as misses.
         selection: how its checkpoint was chosen.
-        recall_sum, recall_sum_interval: RSum, where it is known.
+        recall_sum: RSum, where it is known.
+        recall_sum_interval: its interval, likewise.
     """
 
     name: str
@@ -127,7 +130,8 @@ class Report:
         summary: one sentence; `summarise` makes one.
         notices: what a reader must know before comparing anything.
         tables: one for each set of queries.
-        curves, further_curves: of training; the second kind is folded away.
+        curves: of training.
+        further_curves: those that are folded away.
         galleries: of `query_gallery`, one for each set of queries.
         attention: of some evaluations, by name, clips with what the model looks at.
         settings: config values in which the runs differ.

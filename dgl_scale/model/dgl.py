@@ -35,7 +35,8 @@ class DGL(nn.Module):
     Attributes:
         config: what it was built from.
         shape: sizes of the CLIP.
-        image_mean, image_std: of the 0-1 range, per channel, to normalise frames with.
+        image_mean: of the 0-1 range, per channel, to normalise frames with.
+        image_std: likewise.
         logit_scale: logarithm of CLIP's factor on cosines, a float32 scalar on the CPU, never trained.
         backbone_digest: SHA-256 of CLIP's weights, whatever file they came from; null on the meta device.
     """

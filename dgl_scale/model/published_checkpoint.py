@@ -65,8 +65,8 @@ class Imported:
     """What was imported.
 
     Attributes:
-        checkpoint_digest, backbone_digest: SHA-256 of the CLIP in the checkpoint and of the named one; where they
-            differ, the two are equal once rounded to float16.
+        checkpoint_digest: SHA-256 of the CLIP in the checkpoint.
+        backbone_digest: that of the named CLIP; where the digests differ, the two are equal once rounded to float16.
     """
 
     config: ModelConfig

@@ -25,7 +25,8 @@ class AnnotatedVideo:
     Attributes:
         path: as annotated, relative to the videos folder.
         captions: without surrounding white space, none empty.
-        start, end: the segment in seconds; `end` None is the end of the video.
+        start: where the segment begins, in seconds.
+        end: where it ends; None is the end of the video.
         extra: other annotated values (JSON).
         problem: why it cannot become a sample, found while reading the annotation.
     """
