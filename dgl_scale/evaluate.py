@@ -101,14 +101,14 @@ def _show_progress() -> "Progress":
     from dgl_scale.telemetry import say
 
     started = last = time.monotonic()
-    before = 0
+    is_new = True
 
     def show(done: int, total: int) -> None:
-        nonlocal started, last, before
+        nonlocal started, last, is_new
         now = time.monotonic()
-        if done <= before:  # the next checkpoint of a watched run
-            started = now
-        before = done
+        if is_new:
+            started = last = now
+        is_new = done == total  # then the next call is of another split or checkpoint
         if done == total or now - last > _SECONDS_BETWEEN_LINES:
             last = now
             say(f"encoded {done} of {total} videos in {now - started:.0f} s")

@@ -23,7 +23,7 @@ from dgl_scale.evaluation.workers import WorkerJob, Workers
 from dgl_scale.model.frozen_clip import EvaluatedModel
 
 Progress = Callable[[int, int], None]
-"""Called with (videos done, videos in all)."""
+"""Called with (videos done, videos in all), of each split at the start too."""
 
 _BYTES_PER_GIB = 1 << 30
 
@@ -136,6 +136,7 @@ class SplitEncoder:
     ) -> None:
         total = sum(one.unit.stop - one.unit.start for one in done.values())
         left = sum(unit.stop - unit.start for unit in missing)
+        self._progress(total - left, total)
         for encoded in self._workers.encode(missing, prompts_digest(model), model.prompts_state()):
             unit = encoded.unit
             check_unit(encoded, index.keys[unit.start : unit.stop].tolist())

@@ -68,7 +68,7 @@ class _Watch:
             time.sleep(self._evaluation.watch_seconds)
         if left_out := [*self._failed.values(), *self._broken.values()]:
             raise DglError(f"{len(left_out)} checkpoints of {self._run} could not be evaluated; the first: {left_out[0]}")
-        say(f"{self._run} is finished; {self._evaluated} checkpoints were evaluated here")
+        say(f"{self._run} is finished; checkpoints evaluated here: {self._evaluated}")
         return self._evaluated
 
     def _pending(self) -> list[WatchedCheckpoint]:
