@@ -1,8 +1,12 @@
 """Splits on a real S3 server and on a web server, through the cache and without it."""
 
+import contextlib
 import logging
 import os
 import shutil
+import ssl
+import subprocess
+import sys
 import threading
 import urllib.request
 from functools import partial
@@ -185,19 +189,52 @@ def test_wrong_credentials_are_told_at_once_and_not_shown(s3, cache, monkeypatch
         let_through(10**9)
 
 
-@pytest.fixture
-def web(folder, tmp_path):
+@contextlib.contextmanager
+def serve_files(folder, certificate=None):
+    """A web server of a folder on loopback; with a certificate (its key in the same file) by TLS."""
+
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
 
-    shutil.copytree(folder, tmp_path / "train")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/train"
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def web(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "train")
+    with serve_files(tmp_path) as address:
+        yield f"{address}/train"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_https_is_read_and_its_certificate_checked(folder, tmp_path):
+    certificate = tmp_path / "server.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    request += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(tmp_path / "key.pem")]
+    subprocess.run(request, check=True, capture_output=True)
+    with open(certificate, "ab") as stream:
+        stream.write((tmp_path / "key.pem").read_bytes())
+    with serve_files(folder, certificate) as address:
+        read = "import sys; from dgl_scale.data.index import load_split; print(load_split(sys.argv[1]).num_videos)"
+        command = [sys.executable, "-c", read, address]
+        # The certificates that are trusted are read once a process.
+        trusting, strict = (
+            subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | more)
+            for more in ({"SSL_CERT_FILE": str(certificate)}, {})
+        )
+    assert (trusting.returncode, trusting.stdout) == (0, f"{len(NUM_CAPTIONS)}\n"), trusting.stderr
+    assert strict.returncode == 1
+    assert "CERTIFICATE_VERIFY_FAILED" in strict.stderr.splitlines()[-1]
 
 
 def test_a_web_server_and_secrets_in_its_address(web, folder, cache):
