@@ -16,7 +16,7 @@ _COMMANDS = {
     "report": ("dgl_scale.evaluation.report_command", "write a run's HTML report"),
     "metrics": ("dgl_scale.evaluation.metrics_command", "retrieval metrics of a similarity matrix"),
     "compare": ("dgl_scale.evaluation.compare_command", "two evaluations of the same queries: which is better, how surely, at what"),
-    "prompts": ("dgl_scale.prompts", "look into prompts files; import and export published checkpoints"),
+    "prompts": ("dgl_scale.prompts", "look into prompts files; import and export published checkpoints; push and pull"),
     "doctor": ("dgl_scale.doctor.command", "check this machine, an output folder and the hosts of a launch"),
     "bench": ("dgl_scale.bench.command", "measure a claim of speed beside its rival or its limit"),
 }

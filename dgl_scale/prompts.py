@@ -1,4 +1,4 @@
-"""`dgl-scale prompts info | import | export`: what a prompts file holds, and checkpoints of the published implementation."""
+"""`dgl-scale prompts`: what a prompts file holds, checkpoints of the published implementation, and a model hub."""
 
 import argparse
 import sys
@@ -21,8 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="dgl-scale prompts", description="Look into prompts files; read and write checkpoints of the published DGL.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,import,export}")
+    parser = Parser(
+        prog="dgl-scale prompts", description="Look into prompts files; exchange them with the published DGL and with a model hub."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,card,import,export,push,pull}")
     info = commands.add_parser("info", help="model, variant, counts, training data and metrics of a prompts file")
     info.add_argument("file", help="prompts.safetensors")
     info.set_defaults(work=_info)
@@ -48,7 +50,25 @@ def _parser() -> Parser:
     exporting.add_argument("--clip", metavar="NAME", help="the CLIP, if it is not where the prompts file says")
     exporting.add_argument("--pretrained", metavar="TAG|FILE", help="its weights, likewise")
     exporting.set_defaults(work=_export)
-    for command in (info, importing, exporting):
+    card = commands.add_parser("card", help="print a model card for a prompts file")
+    card.add_argument("file", help="prompts.safetensors")
+    card.set_defaults(work=_card)
+
+    pushing = commands.add_parser("push", help="upload a prompts file to a model hub, with a card where there is none")
+    pushing.add_argument("file", help="prompts.safetensors")
+    pushing.add_argument("repository", metavar="OWNER/NAME", help="made if it is missing")
+    pushing.add_argument("--private", action="store_true", help="a repository that is made is private")
+    pushing.set_defaults(work=_push)
+    for command in (card, pushing):
+        command.add_argument("--base-model", metavar="OWNER/NAME", help="the CLIP's own name on the hub, for the card")
+        command.add_argument("--license", metavar="NAME", help="for the card, such as apache-2.0 (none is claimed)")
+
+    pulling = commands.add_parser("pull", help="download a prompts file from a model hub")
+    pulling.add_argument("repository", metavar="OWNER/NAME")
+    pulling.add_argument("--revision", metavar="NAME", help="a branch, tag or commit (the main branch)")
+    pulling.add_argument("--output", default="prompts.safetensors", metavar="FILE", help="where to (prompts.safetensors)")
+    pulling.set_defaults(work=_pull)
+    for command in (info, card, importing, exporting, pushing, pulling):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -103,6 +123,31 @@ def _export(arguments: argparse.Namespace) -> int:
 
     options = export_prompts(Path(arguments.file), Path(arguments.output), clip=arguments.clip, pretrained=arguments.pretrained)
     sys.stdout.write(f"{arguments.output}: load it with --resume and {' '.join(options)}\n")
+    return ExitCode.DONE
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from dgl_scale.model.model_card import model_card
+    from dgl_scale.model.weights import read_prompts_metadata
+
+    metadata = read_prompts_metadata(arguments.file)
+    sys.stdout.write(model_card(metadata, base_model=arguments.base_model, model_license=arguments.license))
+    return ExitCode.DONE
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from dgl_scale.model.hub import push_prompts
+
+    options = {"private": arguments.private, "base_model": arguments.base_model, "model_license": arguments.license}
+    sys.stdout.write(f"{push_prompts(arguments.file, arguments.repository, **options)}\n")
+    return ExitCode.DONE
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from dgl_scale.model.hub import pull_prompts
+
+    pull_prompts(arguments.repository, arguments.output, revision=arguments.revision)
+    sys.stdout.write(f"{arguments.output}\n")
     return ExitCode.DONE
 
 
