@@ -75,6 +75,8 @@ def explain(error: Exception) -> tuple[str, bool]:
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return f"the server answers {status}", 400 <= status < 500 and status not in {408, 429}
+    if "Certificate" in name or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "the server's certificate is not trusted; SSL_CERT_FILE names a file of the authorities to trust", True
     if name in _UNREACHABLE:
         return "the server cannot be reached", False
     if isinstance(error, TimeoutError) or "Timeout" in name:
