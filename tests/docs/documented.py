@@ -53,10 +53,13 @@ def blocks(page: Path) -> Iterator[Block]:
         if fence:
             i = next(k for k in range(start + 1, len(lines)) if lines[k].strip() == "```")
             yield Block(name, fence[1] or "unnamed", start + 2, tuple(lines[start + 1 : i]), before)
-        elif lines[i].startswith("    ") and not before.startswith(("- ", "  ")):
+            before = ""
+        elif lines[i].startswith("    ") and not lines[i - 1].strip():
+            assert not re.match(r"- |\d+\. |  ", before), f"{name}:{start + 1}: within a list this is no block of code"
             while i + 1 < len(lines) and (lines[i + 1].startswith("    ") or not lines[i + 1].strip()):
                 i += 1
             yield Block(name, "", start + 1, tuple(line[4:] for line in lines[start : i + 1]), before)
+            before = ""
         elif lines[i].strip():
             before = lines[i]
         i += 1
