@@ -157,6 +157,9 @@ class TrainingConfig(Section):
     """Who evaluates checkpoints on `data.validation`: the run itself, or `dgl-scale evaluate --watch` beside it."""
     keep_checkpoints: PositiveInt = 3
     """Newest complete checkpoints to keep, the best one beside them."""
+    mirror: str | None = None
+    """Address (`s3://…`, `gs://…`) of a folder of run folders that gets a copy of each complete checkpoint; a machine without the
+    run's newest checkpoint goes on from there. Null: none."""
     keep_every_steps: PositiveInt | None = None
     """Checkpoints of multiples of so many steps are kept for ever; null: none."""
     background_checkpoints: bool = True

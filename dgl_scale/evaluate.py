@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint",
         metavar="RUN|STEP|FILE|none",
-        help="a run folder (its best checkpoint, else its newest), a step folder, a prompts file; none: frozen CLIP",
+        help="a run folder (its best checkpoint, else its newest) or step folder, or its address; a prompts file; none: frozen CLIP",
     )
     parser.add_argument("--watch", metavar="RUN", help="folder or address of a run: evaluate each of its checkpoints until it is finished")
     parser.add_argument("--workers", type=int, metavar="N", help="Ray actors; same as evaluation.num_workers=N")

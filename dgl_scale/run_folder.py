@@ -7,7 +7,7 @@ runs/<name>/checkpoints/step-00001000/  latest  best
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def checkpoints_folder(run_folder: Path) -> Path:
 def step_folder(run_folder: Path, step: int) -> Path:
     """The checkpoint folder of an optimizer step."""
     return checkpoints_folder(run_folder) / f"step-{step:08d}"
+
+
+def is_step_folder(name: str) -> bool:
+    """Whether a checkpoint's folder is named so."""
+    return _STEP_FOLDER.fullmatch(name) is not None
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -69,7 +74,7 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     folder = checkpoints_folder(run_folder)
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _STEP_FOLDER.fullmatch(path.name))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and is_step_folder(path.name))
 
 
 def newest_complete(run_folder: Path) -> tuple[Path | None, list[str]]:
@@ -126,10 +131,14 @@ def _choose(run_folder: Path) -> Path:
 def stale_checkpoints(run_folder: Path, keep: int, keep_every: int | None = None) -> Iterator[Path]:
     """The checkpoints beyond the newest `keep`, oldest first; the best one and those of multiples of `keep_every` excepted."""
     best = read_pointer(run_folder, "best")
-    for checkpoint in list_checkpoints(run_folder)[:-keep]:
-        is_milestone = keep_every is not None and checkpoint_step(checkpoint) % keep_every == 0
-        if not is_milestone and (best is None or checkpoint.name != best["checkpoint"]):
-            yield checkpoint
+    names = [checkpoint.name for checkpoint in list_checkpoints(run_folder)]
+    for name in stale_names(names, keep, keep_every, None if best is None else str(best["checkpoint"])):
+        yield checkpoints_folder(run_folder) / name
+
+
+def stale_names(names: Sequence[str], keep: int, keep_every: int | None, best: str | None) -> list[str]:
+    """Of checkpoint folders' names, oldest first, those that `stale_checkpoints` would yield."""
+    return [name for name in names[:-keep] if name != best and (keep_every is None or checkpoint_step(Path(name)) % keep_every != 0)]
 
 
 def remove_leftovers(run_folder: Path) -> None:

@@ -5,7 +5,7 @@ runs/<name>/evaluation/<step-00001000 | file name | frozen>-<split>/
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,12 @@ def resolve_checkpoint(argument: str) -> Checkpoint:
     if given.is_file() or (given / PROMPTS).exists():
         return Checkpoint(name, prompts, step, "given by name")
     best = read_pointer(given, "best")
-    if best is None:
-        return Checkpoint(name, prompts, step, "the newest complete checkpoint of the run")
-    return Checkpoint(name, prompts, step, f"highest {best['metric']} of the run ({best['value']:.2f})", chosen_by_validation=True)
+    return Checkpoint(name, prompts, step, chosen_by(best), chosen_by_validation=best is not None)
+
+
+def chosen_by(best: Mapping[str, Any] | None) -> str:
+    """How a run's checkpoint was chosen, given what its `best` says."""
+    return "the newest complete checkpoint of the run" if best is None else f"highest {best['metric']} of the run ({best['value']:.2f})"
 
 
 def evaluation_folder(run_folder: Path, name: str, split: str) -> Path:

@@ -1,7 +1,7 @@
 """Evaluations from their config: encode with workers or take from the store, rank, write the results."""
 
 import time
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dgl_scale.evaluation.encoding import EncodedSplit, Progress, SplitEncoder
 from dgl_scale.evaluation.missing_videos import count_missing, pessimistic_metrics
 from dgl_scale.evaluation.provenance import model_facts, package_versions, selection, training_facts
 from dgl_scale.evaluation.query_bank import check_query_bank, query_bank_figures
+from dgl_scale.evaluation.remote_checkpoint import remote_checkpoint
 from dgl_scale.evaluation.results import RESULTS, Checkpoint, evaluation_folder, read_results, resolve_checkpoint, write_results
 from dgl_scale.evaluation.retrieval import evaluate_features
 from dgl_scale.evaluation.splits import absolute, build_facts, dataset_of, evaluated_split, open_split
@@ -24,7 +25,7 @@ from dgl_scale.files import LockedError, exclusive_lock, file_sha256
 from dgl_scale.model import DGL, load_prompts
 from dgl_scale.model.frozen_clip import EvaluatedModel
 from dgl_scale.model.precision import Precision, fastest_precision
-from dgl_scale.storage.urls import public_url
+from dgl_scale.storage.urls import is_url, public_url
 
 
 def evaluate_checkpoint(
@@ -32,8 +33,12 @@ def evaluate_checkpoint(
 ) -> tuple[Path, dict[str, Any]]:
     """Evaluate what `--checkpoint` names on the config's split; arguments, result and errors as of `Evaluator`."""
     evaluated_split(config)
-    checkpoint = resolve_checkpoint(checkpoint_argument)
-    with closing(Evaluator(config, device, frozen=checkpoint.prompts is None, command=command, progress=progress)) as evaluator:
+    is_remote = is_url(checkpoint_argument)
+    opened = remote_checkpoint(checkpoint_argument) if is_remote else nullcontext(resolve_checkpoint(checkpoint_argument))
+    with (
+        opened as checkpoint,
+        closing(Evaluator(config, device, frozen=checkpoint.prompts is None, command=command, progress=progress)) as evaluator,
+    ):
         try:
             with evaluator.claim(checkpoint.name):
                 return evaluator.evaluate(checkpoint)

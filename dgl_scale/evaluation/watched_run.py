@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dgl_scale.errors import CheckpointError, DglError
 from dgl_scale.files import file_sha256
@@ -63,6 +64,12 @@ class WatchedRun:
     def is_finished(self) -> bool:
         """Whether the run is marked finished."""
         return is_finished(self._run)
+
+    def best(self) -> dict[str, Any] | None:
+        """What the run's `best` says, or None where there is none."""
+        address = join(self._run, "checkpoints", "best")
+        content: dict[str, Any] | None = None if self._storage.size(address) is None else self._storage.read_json(address)
+        return content
 
     def checkpoints(self) -> list[WatchedCheckpoint]:
         """The complete ones, oldest first; a manifest is a checkpoint's last file."""

@@ -119,7 +119,7 @@ class Storage:
         with self._scratch_file() as (stream, path):
             yield stream
             stream.flush()
-            self._send(path, str(location))
+            self.send(path, str(location))
 
     def read_json(self, location: Location) -> Any:
         """Read a JSON file.
@@ -228,8 +228,17 @@ class Storage:
 
         self._repeat(url, fetch)
 
-    def _send(self, source: Path, url: str) -> None:
-        size, digests = _object_digests(source)
+    def send(self, source: Path, url: str) -> None:
+        """Store a copy of a local file under a URL, and check it. It appears only whole.
+
+        Raises:
+            StorageError: the server cannot be reached or refuses, or never had the bytes right.
+            DataError: the local file cannot be read.
+        """
+        try:
+            size, digests = _object_digests(source)
+        except OSError as error:
+            raise DataError(f"cannot read {source}: {error.strerror or error}") from error
 
         def send(system: Any, path: str) -> None:
             try:

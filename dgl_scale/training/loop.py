@@ -9,7 +9,7 @@ from dgl_scale import distributed
 from dgl_scale.batch import VideoTextBatch
 from dgl_scale.config import RunConfig
 from dgl_scale.errors import DglError, Interrupted
-from dgl_scale.run_folder import checkpoint_step, mark_finished, newest_complete, step_folder
+from dgl_scale.run_folder import checkpoint_step, newest_complete, step_folder
 from dgl_scale.telemetry import MetricsWriter, say
 from dgl_scale.training.checkpoint import load_checkpoint
 from dgl_scale.training.checkpoint_store import CheckpointStore
@@ -102,8 +102,6 @@ def train(trainer: Trainer, start_step: int, watchdog: HangWatchdog) -> Path:
         trainer.store.close()
         if writer:
             writer.close()
-    if distributed.is_main():
-        mark_finished(trainer.run_folder, trainer.total_steps)
     return step_folder(trainer.run_folder, trainer.total_steps)
 
 
@@ -170,7 +168,7 @@ def _save(trainer: Trainer, step: int, progress: Progress, writer: MetricsWriter
         if writer and metrics:
             writer.record(step, {f"validation/{name}": value for name, value in metrics.items()})
         if writer:
-            trainer.store.save(state, metrics)
+            trainer.store.save(state, metrics, is_last=step == trainer.total_steps)
         if not must_succeed:
             return
         # The other ranks must not leave with success when rank 0 could not write.

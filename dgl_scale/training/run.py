@@ -32,6 +32,7 @@ from dgl_scale.training.engine import TrainingEngine
 from dgl_scale.training.guards import FrozenWeights
 from dgl_scale.training.loop import Trainer, resume, train
 from dgl_scale.training.memory import is_out_of_memory, memory_error
+from dgl_scale.training.mirror import RunMirror
 from dgl_scale.training.progress import RunSize
 from dgl_scale.training.step import Inputs
 from dgl_scale.training.stop import StopRequest
@@ -56,15 +57,17 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     # Before a folder is made and weights are fetched.
     index = load_split(str(config.data.train), config.data.exclude, config.data.cache) if config.data.streaming is None else None
     run_folder = Path(config.output).expanduser() / config.name
-    precision = choose_precision(config.training.precision, run_folder, device)
-    config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
     distributed.start_control_group()
     lock = _lock_folder(run_folder) if distributed.is_main() else None
     watchdog = HangWatchdog(run_folder / "hang", distributed.rank(), config.training.hang_timeout_s)
     try:
+        mirror = _open_mirror(config, run_folder)
+        precision = choose_precision(config.training.precision, run_folder, device)
+        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
         model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
         model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
-        trainer = _build_trainer(config, model, index, run_folder, device, stop, build_validation, micro_batch_size, accumulation_steps)
+        sizes = (micro_batch_size, accumulation_steps)
+        trainer = _build_trainer(config, model, index, run_folder, device, stop, build_validation, sizes, mirror)
         _announce(trainer, model, micro_batch_size, accumulation_steps)
         if distributed.is_main():
             remove_leftovers(run_folder)
@@ -118,10 +121,10 @@ def _build_trainer(
     device: torch.device,
     stop: StopRequest,
     build_validation: BuildValidation,
-    micro: int,
-    accumulation: int,
+    sizes: tuple[int, int],
+    mirror: RunMirror | None,
 ) -> Trainer:
-    training, data = config.training, config.data
+    (micro, accumulation), training, data = sizes, config.training, config.data
     tokenizer = load_tokenizer(config.model.clip, data.max_words)
     loader = build_loader(config, index, tokenizer, model.image_size, micro)
     total_steps = training.max_steps or (training.epochs or 0) * loader.steps_per_epoch
@@ -143,7 +146,7 @@ def _build_trainer(
         size=_run_size(config, model, total_steps, device),
         run_folder=run_folder,
         identity=identity,
-        store=CheckpointStore(run_folder, training, identity, write_prompts),
+        store=CheckpointStore(run_folder, training, identity, write_prompts, mirror),
         stop=stop,
         max_corrupt=data.max_corrupt_fraction * loader.num_samples,
         validate=validate,
@@ -216,6 +219,22 @@ def _lock_folder(run_folder: Path) -> int:
         os.close(lock)
         raise DglError(f"another run is writing to {run_folder}; wait for it or choose another name") from error
     return lock
+
+
+def _open_mirror(config: RunConfig, run_folder: Path) -> RunMirror | None:
+    """The run's mirror on rank 0, after what it has and the run folder lacks was fetched. Collective: all ranks fail, or none."""
+    mirror: RunMirror | None = None
+    failure: DglError | None = None
+    if config.training.mirror is not None and distributed.is_main():
+        try:
+            mirror = RunMirror(run_folder, config.training)
+            mirror.fetch()
+        except DglError as error:
+            failure = error
+    failure = cast("DglError | None", distributed.broadcast_object(failure))
+    if failure is not None:
+        raise failure.on_all_ranks()
+    return mirror
 
 
 def _announce(trainer: Trainer, model: DGL, micro: int, accumulation: int) -> None:
