@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop = StopRequest(config.training.max_minutes, config.training.preemption_file)
         if config.training.deterministic:
             make_deterministic()
-        device = start_distributed(arguments.device, launch_facts(config), config.training.rendezvous_timeout_s)
+        with stop.at_once():
+            device = start_distributed(arguments.device, launch_facts(config), config.training.rendezvous_timeout_s)
         in_step = False
         try:
             if arguments.dry_run:

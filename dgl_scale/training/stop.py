@@ -1,15 +1,20 @@
 """Requests to stop: signals of schedulers and people, a time limit, a notice of preemption, the death of the launcher."""
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from dgl_scale.errors import ExitCode
+from dgl_scale.telemetry import say
 
 _POLL_S = 1.0
 # Words in the command lines of what starts ranks; a shell that a person types in has none of them.
@@ -38,7 +43,7 @@ _WORDS = {
     StopReason.TIME_LIMIT: "its time limit (training.max_minutes)",
     StopReason.PREEMPTION: "a notice of preemption (training.preemption_file)",
 }
-_SIGNALS = {signal.SIGTERM: StopReason.SIGTERM, signal.SIGUSR1: StopReason.SIGUSR1, signal.SIGINT: StopReason.SIGINT}
+_SIGNALS: dict[int, StopReason] = {signal.SIGTERM: StopReason.SIGTERM, signal.SIGUSR1: StopReason.SIGUSR1, signal.SIGINT: StopReason.SIGINT}
 
 
 class StopRequest:
@@ -66,6 +71,40 @@ class StopRequest:
         """Give the signals back to their former handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block before there is anything to save: a signal, or the death of the launcher, ends the process with 75.
+
+        A thread hears of them, since Python's own handlers wait for the end of a call into a library, which may last minutes.
+        """
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno())
+        thread = threading.Thread(target=self._end_at_once, args=(reader,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            writer.close()
+            thread.join()
+            reader.close()
+
+    def _end_at_once(self, signals: socket.socket) -> None:
+        signals.settimeout(_POLL_S)
+        while True:
+            reason = StopReason.NONE
+            try:
+                content = signals.recv(1)
+                if not content:
+                    return
+                reason = _SIGNALS.get(content[0], reason)
+            except TimeoutError:
+                reason = StopReason.NONE if all(map(_is_alive, self._launchers)) else StopReason.LAUNCHER_GONE
+            if reason != StopReason.NONE:
+                say(f"stopped by {reason.words} before all ranks had met; run the same command to go on")
+                os._exit(ExitCode.INTERRUPTED)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason == StopReason.SIGINT:

@@ -76,3 +76,46 @@ def test_a_grandparent_that_launches_is_watched(tmp_path: Path) -> None:
     assert len(watched) == 2
     assert watched[1] == done.pid
     assert len(launcher_processes()) >= 1
+
+
+WAITING = """
+import sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+from dgl_scale.training.stop import StopRequest
+store = TCPStore("127.0.0.1", 0, 2, True, timedelta(seconds=100), wait_for_workers=False)
+stop = StopRequest()
+with stop.at_once():
+    print("waiting", flush=True)
+    store.get("what nobody sets")
+"""
+
+
+def test_a_rank_that_waits_for_others_ends_by_a_signal_at_once() -> None:
+    waiting = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() == "waiting\n"
+    waiting.terminate()
+    _, said = waiting.communicate(timeout=50)
+    assert waiting.returncode == 75
+    assert said == "stopped by SIGTERM before all ranks had met; run the same command to go on\n"
+
+
+def test_a_rank_that_waits_ends_with_its_launcher() -> None:
+    program = ["import os, subprocess, sys", "os.environ['RANK'] = '0'", f"subprocess.run([sys.executable, '-c', {WAITING!r}])"]
+    done = subprocess.Popen([sys.executable, "-c", "; ".join(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    assert done.stdout.readline() == "waiting\n"
+    done.kill()
+    # The rank holds the pipe too, so this is its end.
+    _, said = done.communicate(timeout=50)
+    assert "stopped by the death of its launcher before all ranks had met" in said
+
+
+def test_after_the_block_signals_are_noted_as_before() -> None:
+    stop = StopRequest()
+    with stop.at_once():
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.reason == StopReason.SIGTERM
+    stop.close()
