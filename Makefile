@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo install install-dev test test-slurm lint docs quickstart-reduced clean
+.PHONY: demo install install-dev test test-slurm test-container lint docs quickstart-reduced clean
 
 demo: install
 	$(BIN)/dgl-scale quickstart
@@ -33,6 +33,10 @@ test: install-dev
 # A real Slurm of two nodes on this machine (Debian: slurm-wlm, munge; as root); it ends with the tests.
 test-slurm: install-dev
 	DGL_TEST_SLURM=1 $(BIN)/python -m pytest tests/cluster
+
+# The Dockerfile's steps, one by one, in a bare Debian (as root; needs debootstrap): some minutes and some GB.
+test-container: install-dev
+	DGL_TEST_CONTAINER=1 $(BIN)/python -m pytest tests/cluster/test_container.py
 
 # The documentation as a site, in build/site; warnings are errors.
 docs: install-dev

@@ -6,6 +6,7 @@ ADDRESS/<name>/checkpoints/step-00001000/  latest  best
 The layout is a run folder's. A checkpoint's manifest is sent last and removed first, so a checkpoint is complete or absent there too.
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from dgl_scale.run_folder import (
 )
 from dgl_scale.storage.clients import NotThereError
 from dgl_scale.storage.storage import Storage
-from dgl_scale.storage.urls import Location, join, public_url, scheme_of
+from dgl_scale.storage.urls import Location, join, public_url
 from dgl_scale.telemetry import say
 
-_SCHEMES = ("s3", "gs")
+_BUCKET = re.compile(r"(s3|gs)://[^/]")
 _RECORD = ("config.yaml", "metrics.jsonl")
 
 
@@ -48,8 +49,10 @@ class RunMirror:
 
     def __init__(self, run_folder: Path, training: TrainingConfig) -> None:
         address = str(training.mirror)
-        if scheme_of(address) not in _SCHEMES:
-            raise ConfigError(f"training.mirror is {public_url(address)!r}; give an address of object storage, s3://… or gs://…")
+        if not _BUCKET.match(address):
+            raise ConfigError(
+                f"training.mirror is {public_url(address)!r}; give an address in object storage, s3://BUCKET/… or gs://BUCKET/…"
+            )
         self._training = training
         self._run_folder = run_folder
         self._address = join(address, run_folder.name)

@@ -171,8 +171,8 @@ def test_a_checkpoint_written_anew_replaces_its_copy(server: Any, address: str, 
 
 
 def test_addresses_that_cannot_serve_are_refused(server: Any, run: Path) -> None:
-    for address in ("runs/mirror", "https://example.org/runs"):
-        with pytest.raises(ConfigError, match="training.mirror is .*give an address of object storage"):
+    for address in ("runs/mirror", "https://example.org/runs", "s3://", "s3:///runs"):
+        with pytest.raises(ConfigError, match="training.mirror is .*give an address in object storage"):
             RunMirror(run, training(address))
     with pytest.raises(StorageError, match="s3://nowhere: no such bucket; create it or name another"):
         RunMirror(run, training("s3://nowhere/runs"))
