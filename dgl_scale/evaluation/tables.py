@@ -1,8 +1,9 @@
 """Results as a table for a terminal or a log."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,22 +15,18 @@ from dgl_scale.evaluation.split_record import read_coverage, read_leakage
 def print_results(results: dict[str, Any]) -> None:
     """Print a results.json to stdout: both directions with 95% intervals, then reranking, twin pairs and origin."""
     console = Console(highlight=False)
-    table = Table(title=f"{results['queries']} captions, {results['videos']} videos, split {results['split']}", title_justify="left")
-    table.add_column("direction")
     columns = [name for name in (*METRICS, *GRADED) if any(name in results[direction] for direction in DIRECTIONS)]
-    for name in columns:
-        table.add_column(name, justify="right")
-    for direction in DIRECTIONS:
-        values = results[direction]
-        cells = [f"{values[name]:.1f}\n{_interval(values['interval'][name])}" if name in values else "" for name in columns]
-        table.add_row(direction.replace("_", "-"), *cells)
+    console.print(f"{results['queries']:,} captions, {results['videos']:,} videos, split {results['split']}; 95% intervals by video")
+    console.print(_table("metric", DIRECTIONS, [(name, [_with_interval(results[d], name) for d in DIRECTIONS]) for name in columns]))
     changed = {**results["rerank"], "pessimistic": results.get("pessimistic", {})}
-    for name, directions in changed.items():
-        for direction in DIRECTIONS:
-            if values := directions.get(direction):
-                cells = [f"{values[column]:.1f}" if column in values else "" for column in columns]
-                table.add_row(f"{direction.replace('_', '-')}\n  + {name.replace('_', ' ')}", *cells)
-    console.print(table)
+    rows = [
+        (f"{direction.replace('_', '-')} + {name.replace('_', ' ')}", [f"{values[column]:.1f}" for column in METRICS])
+        for name, directions in changed.items()
+        for direction in DIRECTIONS
+        if (values := directions.get(direction))
+    ]
+    if rows:
+        console.print(_table("variant", METRICS, rows))
     if "RSum" in results:
         console.print(f"RSum {results['RSum']:.1f} ({_interval(results['RSum_interval'])})")
     if bank := results["rerank"].get("qb_norm"):
@@ -37,7 +34,7 @@ def print_results(results: dict[str, Any]) -> None:
         console.print(f"QB-Norm: {origin}, bank of {bank['bank']:,} training captions")
     if pairs := results.get("pair_accuracy"):
         parts = [f"{d.replace('_', '-')} {pairs[d]['accuracy']:.1f}% ({_interval(pairs[d]['interval'])})" for d in DIRECTIONS]
-        console.print(f"twin pairs told apart ({pairs['pairs']} pairs, chance 50%): {', '.join(parts)}")
+        console.print(f"twin pairs told apart ({pairs['pairs']} pairs, chance 50%): {', '.join(parts)}", soft_wrap=True)
     for line in _origin(results):
         console.print(line, soft_wrap=True)
     console.print(f"trained parameters: {results['trained_parameters']:,} ({100 * results['trained_share']:.2f}% of the model)")
@@ -54,6 +51,21 @@ def _origin(results: dict[str, Any]) -> Iterator[str]:
     if results.get("transfer"):
         trained = results["trained_on"]
         yield f"zero-shot transfer: trained on {trained['dataset']} (run {trained['run']}), evaluated on {results['dataset']}"
+
+
+def _table(first: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Table:
+    """Narrow enough for 80 characters."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(name.replace("_", "-"), justify="right", no_wrap=True)
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    return table
+
+
+def _with_interval(values: dict[str, Any], name: str) -> str:
+    return f"{values[name]:.1f} ({_interval(values['interval'][name])})" if name in values else ""
 
 
 def _interval(bounds: list[float]) -> str:

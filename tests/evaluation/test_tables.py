@@ -25,8 +25,18 @@ RESULTS: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def _usual_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_nothing_is_cut_at_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = dict.fromkeys(METRICS, 12345.6)
+    wide = {**figures, "interval": {name: [10000.0, 15000.0] for name in METRICS}}
+    print_results({**RESULTS, "text_to_video": wide, "pessimistic": {"text_to_video": dict.fromkeys(METRICS, 100.0)}})
+    printed = capsys.readouterr().out
+    assert printed.count("12345.6 (10000.0-15000.0)") == len(METRICS)
+    assert "text-to-video + pessimistic" in printed
+    assert "…" not in printed
 
 
 def test_plain_results_say_nothing_of_what_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
