@@ -32,7 +32,7 @@ test: install-dev
 
 # A real Slurm of two nodes on this machine (Debian: slurm-wlm, munge; as root); it ends with the tests.
 test-slurm: install-dev
-	DGL_TEST_SLURM=1 $(BIN)/python -m pytest tests/cluster
+	DGL_TEST_SLURM=1 $(BIN)/python -m pytest -rs tests/cluster/test_slurm.py tests/cluster/test_scripts.py
 
 # The Dockerfile's steps, one by one, in a bare Debian (as root; needs debootstrap): some minutes and some GB.
 test-container: install-dev

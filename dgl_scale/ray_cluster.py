@@ -6,9 +6,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,7 +123,8 @@ def _init_ray(attempts: int, folder: str | None, options: dict[str, object]) -> 
 
     for attempt in range(1, attempts + 1):
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _keeping_sigterm():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # Ray raises bare exceptions here
             ray.shutdown()
             if folder is None or attempt == attempts:
@@ -130,6 +133,15 @@ def _init_ray(attempts: int, folder: str | None, options: dict[str, object]) -> 
             sys.stderr.write("Ray did not start in time; trying again\n")
         else:
             return
+
+
+@contextlib.contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """A command's own handler of SIGTERM stays: Ray's, in Python and below it, would end the process without our exit code."""
+    previous = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(previous) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _check_reachable(address: str) -> None:

@@ -228,15 +228,13 @@ def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsC
 
 @contextlib.contextmanager
 def _ray(num_cpus: int | None, cpus_per_task: float) -> Iterator[None]:
-    """Ray, with this command's signal handlers."""
+    """Ray, of this machine or of a cluster."""
     if os.environ.get("RAY_ADDRESS") and num_cpus is not None:
         raise ConfigError("--num-cpus is for a local Ray, and RAY_ADDRESS names a cluster; unset one of them")
     num_cpus = num_cpus or os.cpu_count() or 1
     if not os.environ.get("RAY_ADDRESS") and num_cpus < cpus_per_task:
         raise ConfigError(f"cpus_per_task {cpus_per_task:g} is more than the {num_cpus} CPUs of the local Ray")
     with ray_cluster(num_cpus):
-        # ray.init replaces the handler of SIGTERM.
-        _handle_signals()
         yield
 
 

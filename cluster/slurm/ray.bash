@@ -1,36 +1,86 @@
 # shellcheck shell=bash
-# A Ray cluster inside the allocation of a job. Sourced by build.sbatch, after site.env.
-#   start_ray      head on the first node, a worker on each other; sets RAY_ADDRESS and DASHBOARD
-#   it ends with the job, whatever happens
+# A Ray cluster inside the allocation of a job. Sourced after site.env.
+#   start_ray            head on the first node, a worker on each other; sets RAY_ADDRESS and DASHBOARD
+#   beside_ray COMMAND   its exit code, or 75 where Slurm has asked the job to stop
+# Ray ends with the job, whatever happens.
 
+source cluster/slurm/interruption.bash
 source cluster/slurm/node_address.bash
 
 start_ray() {
-  local nodes first address cpus port
-  mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-  first=${nodes[0]}
-  address=$(node_address "$first")
-  cpus=${SLURM_CPUS_ON_NODE:-1}
+  local first address port log
+  mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  first=${NODES[0]}
+  address=$(ip_of "$first" "${NODES[-1]}")
   # Jobs that share a node must not meet; below the range from which systems give out ports.
-  port=$((20000 + SLURM_JOB_ID % 1000 * 10))
+  port=$((20000 + SLURM_JOB_ID % 500 * 20))
+  log=$SCRATCH/ray-$SLURM_JOB_ID
   export RAY_ADDRESS="$address:$port" DASHBOARD="http://$address:$((port + 1))"
-  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(python -c 'import secrets; print(secrets.token_hex(32))')}
-  trap 'kill $(jobs -p) 2>/dev/null || true; wait 2>/dev/null || true' EXIT
-  srun --nodes=1 --ntasks=1 --nodelist="$first" --overlap "${CONTAINER[@]}" ray start --head --block \
-    --node-ip-address="$address" --port="$port" --dashboard-host=0.0.0.0 --dashboard-port="$((port + 1))" \
-    --num-cpus="$cpus" --temp-dir="$SCRATCH/ray-$SLURM_JOB_ID" >"$SCRATCH/ray-$SLURM_JOB_ID-head.log" 2>&1 &
-  wait_for_ray
-  if [ "${#nodes[@]}" -gt 1 ]; then
-    srun --nodes="$((${#nodes[@]} - 1))" --ntasks="$((${#nodes[@]} - 1))" --exclude="$first" --overlap "${CONTAINER[@]}" \
-      ray start --block --address="$RAY_ADDRESS" --num-cpus="$cpus" >"$SCRATCH/ray-$SLURM_JOB_ID-workers.log" 2>&1 &
+  RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+  export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
+  # It ends with the job: nobody waits for what it holds.
+  export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+  trap end_ray EXIT
+  ray_step 1 $((port + 3)) --nodelist="$first" -- --head --node-ip-address="$address" --port="$port" \
+    --ray-client-server-port="$((port + 2))" --dashboard-host="$address" --dashboard-port="$((port + 1))" >"$log-head.log" 2>&1 &
+  HEAD=$!
+  wait_for_ray "$log-head.log"
+  if [ "${#NODES[@]}" -gt 1 ]; then
+    ray_step $((${#NODES[@]} - 1)) $((port + 7)) --exclude="$first" -- --address="$RAY_ADDRESS" >"$log-workers.log" 2>&1 &
   fi
 }
 
+# ray_step NODES PORT SRUN_OPTION ... -- RAY_OPTION ...: on each node a Ray in a task that ends with 75 at SIGTERM, as Ray itself does not.
+ray_step() {
+  local nodes=$1 port=$2 options=() cpus=${SLURM_CPUS_ON_NODE:-1}
+  shift 2
+  while [ "$1" != -- ]; do options+=("$1") && shift; done
+  shift
+  # Left to choose these ports itself, a Ray gives up where its agents take more than 15 seconds to load, from a slow disk for example.
+  srun --overlap --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="$cpus" "${options[@]}" \
+    bash -c 'trap "exit 75" TERM; "$@" & wait' sh \
+    "${CONTAINER[@]}" ray start --block --num-cpus="$cpus" --temp-dir="$SCRATCH/ray-$SLURM_JOB_ID" \
+    --dashboard-agent-listen-port="$port" --dashboard-agent-grpc-port="$((port + 1))" --runtime-env-agent-port="$((port + 2))" \
+    --metrics-export-port="$((port + 3))" "$@"
+}
+
+# The IPv4 address of a node as another one sees it: a node's own hosts file may lead its name to a loopback address.
+ip_of() {
+  local name
+  name=$(node_address "$1")
+  srun --overlap --nodes=1 --ntasks=1 --nodelist="$2" getent ahostsv4 "$name" | awk 'NR == 1 { print $1 }'
+}
+
 wait_for_ray() {
-  for _ in $(seq 120); do
+  for _ in $(seq 300); do
     if "${CONTAINER[@]}" ray status --address "$RAY_ADDRESS" >/dev/null 2>&1; then return; fi
+    kill -0 "$HEAD" 2>/dev/null || break
     sleep 1
   done
-  echo "error: Ray does not answer at $RAY_ADDRESS; see $SCRATCH/ray-$SLURM_JOB_ID-head.log on $(hostname)" >&2
+  echo "error: Ray does not answer at $RAY_ADDRESS; see $1 on ${NODES[0]}" >&2
   exit 1
+}
+
+beside_ray() {
+  local code=0
+  "$@" || code=$?
+  if [ "$code" -ne 0 ]; then
+    # When all of a job are told to stop, it may be Ray's end that its driver reports. It comes to light a moment later.
+    sleep 3
+    kill -0 "$HEAD" 2>/dev/null || wait "$HEAD" || code=$?
+  fi
+  return "$code"
+}
+
+end_ray() {
+  local code=$?
+  # shellcheck disable=SC2046
+  kill $(jobs -p) 2>/dev/null || true
+  wait 2>/dev/null || true
+  # Its logs are worth something only where something failed. Its last processes may still be ending.
+  if [ "$code" -eq 0 ]; then
+    # shellcheck disable=SC2016
+    srun --overlap --nodes="${#NODES[@]}" --ntasks="${#NODES[@]}" \
+      bash -c 'for _ in 1 2 3 4 5; do rm -rf "$@" 2>/dev/null && break; sleep 1; done' sh "$SCRATCH/ray-$SLURM_JOB_ID"{,-head.log,-workers.log}
+  fi
 }

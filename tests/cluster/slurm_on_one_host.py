@@ -1,22 +1,31 @@
-"""A real Slurm of two nodes on this machine: its own munged, slurmctld and slurmds, on free ports, in one folder."""
+"""A real Slurm on this machine: its own munged, slurmctld and slurmds, on free ports, in one folder.
+
+Two nodes are for jobs of two, a third for what runs beside them. Each has an address and, as nodes do, a /tmp of its own.
+"""
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-START_S = 60.0
+import psutil
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
+NODES = ("n1", "n2", "n3")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+START_S = 120.0
 
 CONF = """
 ClusterName=dgl
 SlurmctldHost=localhost
 SlurmctldPort={ports[0]}
+FirstJobId={first_job}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
@@ -40,10 +49,27 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.2 Port={ports[1]} CPUs=4
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.3 Port={ports[2]} CPUs=4
+NodeName=n3 NodeHostname=localhost NodeAddr=127.0.0.4 Port={ports[3]} CPUs=4
 PartitionName=low Nodes=n1,n2 Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=n1,n2 MaxTime=60 PriorityTier=9 PreemptMode=OFF
+PartitionName=beside Nodes=n3 MaxTime=60 PriorityTier=1 PreemptMode=OFF
+"""
+
+# $1 becomes /tmp, in which the other folders before -- stay what they are for all; then the command.
+IN_A_TMP_OF_ITS_OWN = """
+set -e
+tmp=$1
+shift
+while [ "$1" != -- ]; do
+  mkdir -p "$tmp${1#/tmp}"
+  mount --bind "$1" "$tmp${1#/tmp}"
+  shift
+done
+shift
+mount --rbind "$tmp" /tmp
+exec "$@"
 """
 
 
@@ -64,55 +90,72 @@ class Slurm:
         assert done.returncode == 0 or not check, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
+    def job(self, job: str) -> dict[str, str]:
+        """What `scontrol show job` says: `JobState`, `Restarts`, `ExitCode`, …"""
+        words = self.run("scontrol", "show", "job", job, "--oneliner").split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
     def state(self, job: str) -> str:
         """`RUNNING`, `PENDING`, `COMPLETED`, …"""
-        words = self.run("scontrol", "show", "job", job, "--oneliner").split()
-        return next(word.partition("=")[2] for word in words if word.startswith("JobState="))
+        return self.job(job)["JobState"]
 
     def restarts(self, job: str) -> int:
         """How often a job was put back into the queue."""
-        words = self.run("scontrol", "show", "job", job, "--oneliner").split()
-        return int(next(word.partition("=")[2] for word in words if word.startswith("Restarts=")))
+        return int(self.job(job)["Restarts"])
 
-    def wait_for(self, job: str, *states: str, timeout_s: float = 400.0) -> str:
-        """Wait until the job is in one of these states; a requeued job is spared its two minutes of waiting."""
-        deadline = time.monotonic() + timeout_s
-        while (state := self.state(job)) not in states:
-            assert time.monotonic() < deadline, f"job {job} is {state}, not {states}"
-            if state == "PENDING":
+    def wait_for(self, job: str, state: str, timeout_s: float = 500.0) -> None:
+        """Wait until the job is in this state; a requeued job is spared its two minutes of waiting."""
+        deadline, ended = time.monotonic() + timeout_s, 0.0
+        while (found := self.state(job)) != state:
+            if found == "PENDING" and self.job(job)["Reason"] == "BeginTime":
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            # A job on its way back into the queue may be FAILED for a moment.
+            ended = (ended or time.monotonic()) if found in ENDED else 0.0
+            assert time.monotonic() < min(deadline, (ended or deadline) + 15), f"job {job} is {found}, not {state}: {self.job(job)}"
             time.sleep(0.5)
-        return state
 
 
 def missing_programs() -> list[str]:
-    """What must be installed (Debian: slurm-wlm, munge), and root's rights."""
+    """What must be installed (Debian: slurm-wlm, munge), and rights."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    return missing or ([] if os.geteuid() == 0 else ["root's rights"])
+    if missing:
+        return missing
+    if os.geteuid() != 0:
+        return ["root's rights"]
+    may_mount = subprocess.run(["unshare", "--mount", "mount", "--bind", "/tmp", "/tmp"], capture_output=True, check=False)
+    return [] if may_mount.returncode == 0 else ["the right to mount"]
 
 
 @contextlib.contextmanager
-def two_nodes(folder: Path) -> Iterator[Slurm]:
-    """Start it, and end all that was started."""
+def slurm_cluster(folder: Path, shared: Sequence[Path]) -> Iterator[Slurm]:
+    """Start it, and end all that was started.
+
+    Args:
+        folder: empty; for its settings, state and logs.
+        shared: folders that all nodes see, as on a cluster's common disk. Those that are not below /tmp are anyway.
+    """
     (folder / "state").mkdir(parents=True)
     (folder / "munge.key").write_bytes(os.urandom(128))
     os.chmod(folder / "munge.key", 0o400)
     os.chmod(folder, 0o755)
-    (folder / "slurm.conf").write_text(CONF.format(folder=folder, ports=free_ports(3)))
+    # Ports of jobs follow from their numbers: not those of another such cluster.
+    settings = CONF.format(folder=folder, ports=free_ports(1 + len(NODES)), first_job=random.randrange(1000, 20000))
+    (folder / "slurm.conf").write_text(settings)
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
     munged = ["munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
     munged += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"]
-    commands = [munged, ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
+    slurmds = [[*in_own_tmp(folder / f"tmp-{node}", [folder, *shared]), "slurmd", "-D", "-N", node] for node in NODES]
     slurm = Slurm(folder, environment)
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for number, command in enumerate(commands):
-            with open(folder / f"{command[0]}-{number}.out", "wb") as stream:
+        for number, command in enumerate([munged, ["slurmctld", "-D", "-c"], *slurmds]):
+            with open(folder / f"start-{number}.out", "wb") as stream:
                 processes.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=stream))
             wait_until(lambda: (folder / "munge.socket").exists(), "munged's socket")
         wait_until(lambda: slurm.run("sinfo", "-h", "-o", "%D %T", "-p", "low", check=False) == "2 idle", "two idle nodes")
         yield slurm
     finally:
+        slurm.run("scancel", "--full", "--signal=KILL", "--user=root", check=False)
         for process in reversed(processes):
             process.terminate()
         for process in processes:
@@ -120,6 +163,25 @@ def two_nodes(folder: Path) -> Iterator[Slurm]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+        for process in processes_with("SLURM_CONF", str(folder / "slurm.conf")):
+            process.kill()
+
+
+def in_own_tmp(tmp: Path, shared: Sequence[Path]) -> list[str]:
+    """The words before a command by which it sees `tmp` in the place of /tmp."""
+    tmp.mkdir(mode=0o1777)
+    below = [str(path) for path in shared if path.is_relative_to("/tmp")]
+    return ["unshare", "--mount", "sh", "-c", IN_A_TMP_OF_ITS_OWN, "sh", str(tmp), *below, "--"]
+
+
+def processes_with(name: str, value: str) -> list[psutil.Process]:
+    """Those that have this variable in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(name) == value:
+                found.append(process)
+    return found
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -52,7 +52,7 @@ RUN_BY = {
     "python shard_tools/build.py": "integration/test_build_with_ray.py::test_two_workers_and_a_killed_one_give_the_same_bytes",
     "python tests/scripts/kill_builds.py": "integration/test_build_with_ray.py::test_kills_of_any_process_at_random_moments_change_nothing",
     "ray job submit": "integration/test_quickstart.py::test_interrupted_anywhere_it_leaves_no_process_and_goes_on",
-    "srun dgl_scale/train.py": "cluster/test_slurm.py::test_a_job_that_is_requeued_preempted_and_robbed_of_a_node_trains_to_the_same_prompts",  # noqa: E501
+    "srun dgl_scale/train.py": "cluster/test_slurm.py::test_disturbed_in_every_way_and_watched_a_job_trains_to_the_same_prompts",
     "torchrun dgl_scale/train.py": "docs/test_torchrun.py::test_torchrun_starts_ranks_that_train",
 }
 _OURS = ("dgl-scale", "python")

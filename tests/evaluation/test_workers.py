@@ -45,7 +45,10 @@ def test_tasks_cover_the_units_in_order(num_units: int, num_workers: int, expect
 @pytest.fixture(scope="module")
 def private_ray() -> Iterator[None]:
     """One cluster for the tests of this file; workers join a connection that is there."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ray_cluster(5):
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler, "a command's own handler is to stay"
+        signal.signal(signal.SIGTERM, previous)
         yield
 
 
