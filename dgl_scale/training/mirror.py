@@ -23,6 +23,7 @@ from dgl_scale.run_folder import (
     is_step_folder,
     list_checkpoints,
     newest_complete,
+    read_pointer,
     remove_checkpoint,
     stale_names,
 )
@@ -92,15 +93,15 @@ class RunMirror:
             if name not in self._sent:
                 self._send_checkpoint(name)
                 self._sent.add(name)
-        best = checkpoints_folder(self._run_folder) / "best"
-        for pointer in (checkpoints_folder(self._run_folder) / "latest", best):
-            if pointer.exists():
-                self._storage.send(pointer, str(self._there(pointer.name)))
+        for pointer in ("latest", "best"):
+            if (path := checkpoints_folder(self._run_folder) / pointer).exists():
+                self._storage.send(path, str(self._there(pointer)))
         for name in _RECORD:
             self.send_record(name)
         names = sorted({*here, *self._names()})
-        best_name = read_json(best)["checkpoint"] if best.exists() else None
-        for name in stale_names(names, self._training.keep_checkpoints, self._training.keep_every_steps, best_name):
+        best = read_pointer(self._run_folder, "best")
+        kept = None if best is None else str(best["checkpoint"])
+        for name in stale_names(names, self._training.keep_checkpoints, self._training.keep_every_steps, kept):
             self._remove_checkpoint(name)
         if not self.send_record(FINISHED):
             self._storage.remove(join(self._address, FINISHED))
