@@ -115,6 +115,7 @@ def test_the_dockerfile_s_steps_make_a_system_in_which_the_quickstart_runs(bare_
         done = image.run(command, OMP_NUM_THREADS="1")
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert "R@1" in done.stdout
+    assert image.run("bash --login -c 'command -v ray'").stdout == "/opt/venv/bin/ray\n"
     whose = image.run("id --user; touch /opt/venv/mine")
     assert whose.stdout.strip() == "10001" and "Permission denied" in whose.stderr
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
