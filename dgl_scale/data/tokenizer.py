@@ -49,12 +49,20 @@ class Tokenizer:
         room = self.max_words - 2
         longest_word = _LONGEST_TOKEN_BYTES * self.max_words
         ids: list[int] = []
-        for match in self._bpe.pat.finditer(self._bpe.clean_fn(text)):
+        for match in self._bpe.pat.finditer(self._clean(text)):
             word = "".join(self._bpe.byte_encoder[byte] for byte in match.group().encode("utf-8")[:longest_word])
             ids.extend(self._bpe.encoder[piece] for piece in self._bpe.bpe(word).split(" "))
             if len(ids) >= room:
                 break
         return ids[:room]
+
+    def _clean(self, text: str) -> str:
+        """What `bpe.clean_fn` gives: repaired Unicode, resolved entities, single spaces, lower case."""
+        # Printable ASCII without entities has nothing to repair, and looking for it takes as long as the rest of the encoding.
+        if text.isascii() and text.isprintable() and "&" not in text:
+            return " ".join(text.split()).lower()
+        cleaned: str = self._bpe.clean_fn(text)
+        return cleaned
 
 
 def load_tokenizer(clip: str, max_words: int) -> Tokenizer:

@@ -3,6 +3,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import ConfigError
@@ -32,6 +34,17 @@ def test_tokens_are_open_clips_own(open_clip, max_words):
     reference = open_clip.get_tokenizer("ViT-B-32")(TEXTS, context_length=max_words)
     tokens = load_tokenizer("ViT-B-32", max_words)(TEXTS)
     assert tokens.dtype == torch.int64 and torch.equal(tokens, reference)
+
+
+def test_any_ascii_is_cleaned_as_open_clip_cleans(open_clip):
+    reference, tokenizer = open_clip.get_tokenizer("ViT-B-32"), load_tokenizer("ViT-B-32", 32)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.text(st.characters(max_codepoint=127), max_size=40))
+    def check(text):
+        assert torch.equal(tokenizer([text]), reference([text], context_length=32))
+
+    check()
 
 
 def test_start_words_end_and_padding():
