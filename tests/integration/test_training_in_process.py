@@ -79,8 +79,15 @@ def test_a_run_says_where_its_time_went_and_that_it_is_finished(
 def test_the_time_limit_writes_a_checkpoint_and_the_same_command_goes_on(
     small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    notice = tmp_path / "notice"
-    notice.touch()
+    notice, metrics = tmp_path / "notice", tmp_path / "quickstart" / "metrics.jsonl"
+
+    def give_notice() -> None:
+        # After a step: a run that is stopped before its first one has nothing to keep.
+        while not (metrics.exists() and metrics.read_bytes()):
+            time.sleep(0.02)
+        notice.touch()
+
+    threading.Thread(target=give_notice, daemon=True).start()
     more = ("training.checkpoint_every_steps=100", f"training.preemption_file={notice}", "training.max_steps=300")
     assert main(arguments(small_world, tmp_path, *more)) == 75
     said = capsys.readouterr().err
