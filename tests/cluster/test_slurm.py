@@ -225,6 +225,7 @@ def test_an_array_trains_a_run_for_each_seed_and_restarts_have_a_limit(slurm: Sl
     assert (found["ExitCode"], found["Restarts"]) == ("75:0", "1")
     assert "interrupted after 1 restarts, and MAX_RESTARTS is 1" in log_of(tmp_path, found["JobId"])
     slurm.wait_for(f"{array}_0", "COMPLETED")
+    assert slurm.restarts(f"{array}_0") == 0, "the other task was none of its business"
     for seed in (0, 1):
         assert yaml.safe_load((tmp_path / f"quickstart-seed{seed}" / "config.yaml").read_text())["seed"] == seed
 
