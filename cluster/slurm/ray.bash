@@ -20,6 +20,7 @@ start_ray() {
   export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
   # It ends with the job: nobody waits for what it holds.
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+  rm -f "$log-stopped"
   trap end_ray EXIT
   ray_step 1 $((port + 3)) --nodelist="$first" -- --head --node-ip-address="$address" --port="$port" \
     --ray-client-server-port="$((port + 2))" --dashboard-host="$address" --dashboard-port="$((port + 1))" >"$log-head.log" 2>&1 &
@@ -30,15 +31,16 @@ start_ray() {
   fi
 }
 
-# ray_step NODES PORT SRUN_OPTION ... -- RAY_OPTION ...: on each node a Ray in a task that ends with 75 at SIGTERM, as Ray itself does not.
+# ray_step NODES PORT SRUN_OPTION ... -- RAY_OPTION ...: on each node a Ray in a task that notes when Slurm tells it to stop.
 ray_step() {
   local nodes=$1 port=$2 options=() cpus=${SLURM_CPUS_ON_NODE:-1}
   shift 2
   while [ "$1" != -- ]; do options+=("$1") && shift; done
   shift
   # Left to choose these ports itself, a Ray gives up where its agents take more than 15 seconds to load, from a slow disk for example.
+  # shellcheck disable=SC2016
   srun --overlap --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="$cpus" "${options[@]}" \
-    bash -c 'trap "exit 75" TERM; "$@" & wait' sh \
+    bash -c 'trap "touch \"$0\"; exit 75" TERM; "$@" & wait' "$SCRATCH/ray-$SLURM_JOB_ID-stopped" \
     "${CONTAINER[@]}" ray start --block --num-cpus="$cpus" --temp-dir="$SCRATCH/ray-$SLURM_JOB_ID" \
     --dashboard-agent-listen-port="$port" --dashboard-agent-grpc-port="$((port + 1))" --runtime-env-agent-port="$((port + 2))" \
     --metrics-export-port="$((port + 3))" "$@"
@@ -64,11 +66,8 @@ wait_for_ray() {
 beside_ray() {
   local code=0
   "$@" || code=$?
-  if [ "$code" -ne 0 ]; then
-    # When all of a job are told to stop, it may be Ray's end that its driver reports. It comes to light a moment later.
-    sleep 3
-    kill -0 "$HEAD" 2>/dev/null || wait "$HEAD" || code=$?
-  fi
+  # When all of a job are told to stop, it may be Ray's end that its driver reports. The script runs on the head's node.
+  if [ "$code" -ne 0 ] && [ -e "$SCRATCH/ray-$SLURM_JOB_ID-stopped" ]; then code=$INTERRUPTED; fi
   return "$code"
 }
 
@@ -81,6 +80,6 @@ end_ray() {
   if [ "$code" -eq 0 ]; then
     # shellcheck disable=SC2016
     srun --overlap --nodes="${#NODES[@]}" --ntasks="${#NODES[@]}" \
-      bash -c 'for _ in 1 2 3 4 5; do rm -rf "$@" 2>/dev/null && break; sleep 1; done' sh "$SCRATCH/ray-$SLURM_JOB_ID"{,-head.log,-workers.log}
+      bash -c 'for _ in 1 2 3 4 5; do rm -rf "$@" 2>/dev/null && break; sleep 1; done' sh "$SCRATCH/ray-$SLURM_JOB_ID"{,-head.log,-workers.log,-stopped}
   fi
 }
