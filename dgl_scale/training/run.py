@@ -57,21 +57,23 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     # Before a folder is made and weights are fetched.
     index = load_split(str(config.data.train), config.data.exclude, config.data.cache) if config.data.streaming is None else None
     run_folder = Path(config.output).expanduser() / config.name
-    distributed.start_control_group()
+    with stop.at_once():
+        distributed.start_control_group()
     lock = _lock_folder(run_folder) if distributed.is_main() else None
     watchdog = HangWatchdog(run_folder / "hang", distributed.rank(), config.training.hang_timeout_s)
     try:
-        mirror = _open_mirror(config, run_folder)
-        precision = choose_precision(config.training.precision, run_folder, device)
-        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
-        model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
-        model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
-        sizes = (micro_batch_size, accumulation_steps)
-        trainer = _build_trainer(config, model, index, run_folder, device, stop, build_validation, sizes, mirror)
-        _announce(trainer, model, micro_batch_size, accumulation_steps)
-        if distributed.is_main():
-            remove_leftovers(run_folder)
-        start_step = resume(trainer)
+        with stop.at_once():
+            mirror = _open_mirror(config, run_folder)
+            precision = choose_precision(config.training.precision, run_folder, device)
+            config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+            model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
+            model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
+            sizes = (micro_batch_size, accumulation_steps)
+            trainer = _build_trainer(config, model, index, run_folder, device, stop, build_validation, sizes, mirror)
+            _announce(trainer, model, micro_batch_size, accumulation_steps)
+            if distributed.is_main():
+                remove_leftovers(run_folder)
+            start_step = resume(trainer)
         # Only now, so that a config that does not fit the run's checkpoints leaves its config.yaml alone.
         if distributed.is_main():
             write_text(run_folder / "config.yaml", dump_config(config))

@@ -74,7 +74,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block before there is anything to save: a signal, or the death of the launcher, ends the process with 75.
+        """A block of the start, before there is anything to save: a signal, or the death of the launcher, ends the process with 75.
 
         A thread hears of them, since Python's own handlers wait for the end of a call into a library, which may last minutes.
         """
@@ -103,7 +103,7 @@ class StopRequest:
             except TimeoutError:
                 reason = StopReason.NONE if all(map(_is_alive, self._launchers)) else StopReason.LAUNCHER_GONE
             if reason != StopReason.NONE:
-                say(f"stopped by {reason.words} before all ranks had met; run the same command to go on")
+                say(f"stopped by {reason.words} before the first step; run the same command to go on")
                 os._exit(ExitCode.INTERRUPTED)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
