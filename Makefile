@@ -27,8 +27,9 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Two files at a time: many tests wait for processes to start. The tests of a file share what it sets up, and stay together.
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # A real Slurm of two nodes on this machine (Debian: slurm-wlm, munge; as root); it ends with the tests.
 test-slurm: install-dev
