@@ -34,8 +34,8 @@ _DENSE = 32
 """Beyond one in so many, all of a tile is computed exactly, which then costs less than pair by pair."""
 _MOST_PENDING = 2
 """Candidates kept between compactions, in multiples of k a query: twice as many, and the k-th best is nearly that of all seen."""
-_CLOSE_TENTHS = 15
-"""More than so many tenths of k a query left after a compaction are decided exactly, so that the next one has room."""
+_MOST_LEFT = 1.5
+"""More than this left after a compaction, in multiples of k a query, are decided exactly, so that the next one has room."""
 _GROUP = 8
 _SEEN_AT_ONCE = 10
 """Pairs a query that are looked at together."""
@@ -282,7 +282,7 @@ class _Queries:
         kth = place == self._top_k - 1
         self._raise_floor(query[kth], score[kth])
         keys = keys[(place < self._top_k) | (score >= self._floor[query])]
-        if 10 * len(keys) > _CLOSE_TENTHS * self._top_k * self.size:
+        if len(keys) > _MOST_LEFT * self._top_k * self.size:
             query, _, candidate = unpack(keys)
             query, candidate, exact, _ = self._best(query, candidate)
             keys = pack(query, (exact / self._scale).astype(np.float32), candidate)

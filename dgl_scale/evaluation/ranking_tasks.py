@@ -12,10 +12,17 @@ from dgl_scale.config import EvaluationConfig
 from dgl_scale.errors import DglError
 from dgl_scale.evaluation.features import Features
 from dgl_scale.evaluation.ranking_input import check_ranking_input
-from dgl_scale.evaluation.ranks import PartialRanking, Ranking, RightScores, merge_parts, own_scores, rank_text_part, right_scores
+from dgl_scale.evaluation.ranks import (
+    UNITS_AT_ONCE,
+    PartialRanking,
+    Ranking,
+    RightScores,
+    merge_parts,
+    own_scores,
+    rank_text_part,
+    right_scores,
+)
 
-_MOST_ROWS = 20_480
-"""Captions or videos of a part: 42 MB each for 512 components."""
 _LEAST_ROWS = 2_048
 """Below, a task would spend its time on fetching videos."""
 _TASKS_PER_WORKER = 2
@@ -28,7 +35,7 @@ def is_worth_tasks(features: Features, evaluation: EvaluationConfig) -> bool:
     return evaluation.num_workers > 1 and len(features.text) * len(features.keys) >= _MIN_ENTRIES
 
 
-def rank_by_tasks(features: Features, evaluation: EvaluationConfig, *, most_rows: int = _MOST_ROWS) -> Ranking:
+def rank_by_tasks(features: Features, evaluation: EvaluationConfig, *, most_rows: int = UNITS_AT_ONCE) -> Ranking:
     """Bitwise what `rank_both_directions` finds, by up to `evaluation.num_workers` tasks of a connected Ray at a time.
 
     A task whose worker dies is repeated by Ray.

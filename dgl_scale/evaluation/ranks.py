@@ -19,7 +19,7 @@ from dgl_scale.evaluation.ranking_input import Parts, check_ranking_input, in_pa
 from dgl_scale.evaluation.unit_vectors import exact_unit, integer_unit, pair_scores
 
 _PAIRS_AT_ONCE = 512
-_UNITS_AT_ONCE = 20_480
+UNITS_AT_ONCE = 20_480
 """Texts and videos whose units are held at once on a CPU: 42 MB each for 512 components, and as much again for a float32 copy."""
 
 Adjust = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -152,7 +152,7 @@ def rank_both_directions(
     """
     texts, videos = in_parts(text), in_parts(video)
     num_videos = check_ranking_input(texts, videos, target)
-    if len(texts) == 1 and len(videos) == 1 and max(len(texts[0]), num_videos) <= _UNITS_AT_ONCE:
+    if len(texts) == 1 and len(videos) == 1 and max(len(texts[0]), num_videos) <= UNITS_AT_ONCE:
         texts, videos = (integer_unit(texts[0]),), (integer_unit(videos[0]),)  # once for right and for all scores
     right = right_scores(own_scores(texts, videos, target, scale=scale), target, num_videos, adjust=adjust)
 
@@ -265,10 +265,10 @@ def merge_parts(parts: Iterable[PartialRanking], right: RightScores) -> Ranking:
 def _rank_by_filter(text: Tensor, video: Tensor, first: int, right: RightScores, partial: PartialRanking, *, scale: float) -> None:
     """Let `partial` meet the videos from `first` on; see `ranking_filter`."""
     to_video, to_text = partial.text_to_video, partial.video_to_text
-    for columns in _blocks(len(video), _UNITS_AT_ONCE):
+    for columns in _blocks(len(video), UNITS_AT_ONCE):
         video_units = integer_unit(video[columns])
         videos = slice(first + columns.start, first + columns.stop)
-        for rows in _blocks(len(text), _UNITS_AT_ONCE):
+        for rows in _blocks(len(text), UNITS_AT_ONCE):
             texts = slice(partial.start + rows.start, partial.start + rows.stop)
             found = filter_ranks(
                 integer_unit(text[rows]),

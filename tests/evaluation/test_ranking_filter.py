@@ -58,7 +58,7 @@ def sizes(tile: int, units: int) -> Iterator[None]:
     """Small tiles and chunks, so that a small world has many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking_filter, "_TILE", tile)
-        patch.setattr(ranks, "_UNITS_AT_ONCE", units)
+        patch.setattr(ranks, "UNITS_AT_ONCE", units)
         yield
 
 
