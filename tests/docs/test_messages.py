@@ -12,10 +12,10 @@ FOREIGN = {"No space left on device", "operator torchvision::nms does not exist"
 
 @pytest.fixture(scope="module")
 def said() -> str:
-    """All source text, with strings that go over several lines joined, and `…` for values."""
-    text = "\n".join(
-        file.read_text(encoding="utf-8") for package in ("dgl_scale", "shard_tools") for file in (ROOT / package).rglob("*.py")
-    )
+    """All source text, that of the Slurm scripts included, with strings that go over several lines joined, and `…` for values."""
+    files = [file for package in ("dgl_scale", "shard_tools") for file in (ROOT / package).rglob("*.py")]
+    files += [*(ROOT / "cluster" / "slurm").iterdir()]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     text = re.sub(r'"\s*\n\s*f?"', "", text)
     for _ in range(3):
         text = re.sub(r"\{[^{}\n]*\}", "…", text)
