@@ -1,5 +1,6 @@
 """Clips in any format, made by PyAV. Every frame shows its number, its colours, and which way is up."""
 
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +50,7 @@ def encode(
         pytest.skip(f"PyAV {av.__version__} has no encoder {codec}")
     height, width = frames[0].shape[:2]
     path.parent.mkdir(parents=True, exist_ok=True)
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, pixels, 1
@@ -65,4 +67,7 @@ def encode(
                 frame.pts, frame.time_base = times_ms[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    # As root, SVT-AV1 gives the thread that calls it real-time priority, and so all that this process starts from then on: everything
+    # else on the machine would wait for it.
+    os.sched_setscheduler(0, policy, parameters)
     return path

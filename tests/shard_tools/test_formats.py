@@ -1,5 +1,6 @@
 """Codecs, containers and odd files: upright frames with right colours and times, the same from both backends."""
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,10 @@ def check_backends(path: Path, served_by: str, short_side: int | None = None) ->
     ],
 )
 def test_codecs_and_containers(tmp_path: Path, name: str, codec: str, pixels: str, served_by: str) -> None:
+    priority = os.sched_getscheduler(0)
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     path = encode(tmp_path / name, codec, [picture(i, 96, 64) for i in range(NUMBER)], pixels=pixels, options=options)
+    assert os.sched_getscheduler(0) == priority
     frames = check_backends(path, served_by, short_side=48)
     assert frames.shape == (NUMBER, 48, 72, 3)
     # GIF has few colours, the others lose a little.
