@@ -133,7 +133,8 @@ class TrainingEngine:
             raise ConfigError("training.precision fp16 is for GPUs; take fp32 or bf16 here")
         self.parameters = parameters
         self._optim = optim
-        config = _deepspeed_config(training, optim, micro_batch_size, accumulation_steps)
+        num_trained = sum(parameter.numel() for _, parameter in parameters)
+        config = _deepspeed_config(training, optim, micro_batch_size, accumulation_steps, num_trained)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer(parameters, optim), config=config)
         self._accumulation_steps = accumulation_steps
         self._steps = 0
@@ -313,7 +314,16 @@ def _module_dtype(engine: Any) -> torch.dtype:
     return torch.float16 if engine.fp16_enabled() else torch.float32
 
 
-def _deepspeed_config(training: TrainingConfig, optim: OptimConfig, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
+def zero_stage(training: TrainingConfig) -> int:
+    """The ZeRO stage of the run's DeepSpeed file.
+
+    Raises:
+        ConfigError: the file cannot be read, or contradicts the run's config.
+    """
+    return int(_deepspeed_file(training).get("zero_optimization", {}).get("stage", 0))
+
+
+def _deepspeed_file(training: TrainingConfig) -> dict[str, Any]:
     path = find_config(training.deepspeed)
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -321,7 +331,18 @@ def _deepspeed_config(training: TrainingConfig, optim: OptimConfig, micro_batch_
         raise ConfigError(f"DeepSpeed config {path} is not readable JSON: {error}") from error
     if reserved := [key for key in _RESERVED if key in config]:
         raise ConfigError(f"DeepSpeed config {path} sets {reserved[0]}, which the run's own config decides; remove it there")
-    if training.compile and config.get("zero_optimization", {}).get("stage", 0) == 3:
+    return config
+
+
+def _deepspeed_config(
+    training: TrainingConfig, optim: OptimConfig, micro_batch_size: int, accumulation_steps: int, num_trained: int
+) -> dict[str, Any]:
+    config = _deepspeed_file(training)
+    if zero_stage(training):
+        # In every backward pass DeepSpeed allocates so many numbers in full, by default 500 million, 2 GB: more than the prompts could fill.
+        config["zero_optimization"].setdefault("reduce_bucket_size", num_trained)
+    if training.compile and zero_stage(training) == 3:
+        path = find_config(training.deepspeed)
         raise ConfigError(f"training.compile needs a ZeRO stage of 0 to 2, and {path} is of stage 3, which fetches weights by hooks")
     config |= {
         "train_micro_batch_size_per_gpu": micro_batch_size,

@@ -53,7 +53,7 @@ def run(engine: TrainingEngine, steps: range) -> tuple[float | None, dict[str, f
 
 
 def sizes_in_zero(engine: TrainingEngine, stage: int) -> dict[str, int]:
-    """Elements that DeepSpeed reduces and that its optimizer holds on this rank, and frozen weights that lie here."""
+    """Elements that DeepSpeed reduces, that its optimizer holds on this rank and that its buffer takes; frozen weights that lie here."""
     deepspeed, optimizer = engine._engine, engine._engine.optimizer
     frozen = sum(getattr(p, "ds_tensor", p).numel() for p in engine.module.frozen.parameters())
     if stage == 0:
@@ -66,7 +66,7 @@ def sizes_in_zero(engine: TrainingEngine, stage: int) -> dict[str, int]:
         reduced = [p for group in optimizer.bit16_groups for p in group]
         held = list(optimizer.single_partition_of_fp32_groups)
     numels = {"reduced": sum(getattr(t, "ds_numel", t.numel()) for t in reduced), "held": sum(t.numel() for t in held)}
-    return numels | {"frozen": frozen}
+    return numels | {"frozen": frozen, "bucket": getattr(optimizer, "reduce_bucket_size", 0)}
 
 
 def main(stage: int, output: str) -> None:

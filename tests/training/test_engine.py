@@ -80,6 +80,7 @@ def test_deepspeed_does_what_one_process_of_plain_torch_does(tmp_path: Path, wor
     assert found["continued"] == found["whole"]
     sizes, trained = found["sizes"], 2 * (6 * 5 + 5)
     assert sizes["reduced"] == trained  # of the frozen layer's 42 none is in a bucket
+    assert sizes["bucket"] == (trained if stage else 0)  # allocated in full: as large as the gradient, no larger
     padding = sizes["held"] - (trained if stage == 0 else trained / world)
     assert 0 <= padding <= 2  # of two parameter groups
     assert sizes["frozen"] == (42 / world if stage == 3 else 42)
