@@ -1,6 +1,7 @@
 """What all commands share: config arguments, one-line errors, exit codes."""
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -25,6 +26,22 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
+
+
+def positive_ints(text: str) -> list[int]:
+    """The type of an argument that is one positive whole number, or several with commas between."""
+    return [positive_int(word) for word in text.split(",")]
+
+
+def positive_number(text: str) -> float:
+    """The type of an argument that is a positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return number
 
 
 def config_parser(prog: str, description: str) -> Parser:

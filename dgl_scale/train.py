@@ -5,11 +5,11 @@ Also runs under `python` (one process), `torchrun` and `srun`, with the same arg
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dgl_scale.config import RunConfig
 from dgl_scale.config_file import load_config
-from dgl_scale.entry import config_parser, parse_arguments, run_command, show_config
+from dgl_scale.entry import config_parser, parse_arguments, positive_int, positive_ints, positive_number, run_command, show_config
 from dgl_scale.errors import ExitCode, Interrupted
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from dgl_scale.model import DGL
     from dgl_scale.training.run import Validate
 
+# Options of `--estimate` that are fields of `Assumptions`.
+_ASSUMPTIONS = ("videos", "captions", "sample_bytes", "utilisation", "network_gbit")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, build, train; returns the exit code."""
@@ -28,12 +31,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="build all, take a step of the largest shape, say memory and time; leaves nothing"
     )
+    group = parser.add_argument_group("estimate", "memory, network, reading and time by arithmetic: no data, weights, GPU or processes")
+    group.add_argument("--estimate", action="store_true", help="print it and stop")
+    group.add_argument("--world-size", type=positive_ints, metavar="N,N,…", help="numbers of GPUs (default 1)")
+    group.add_argument(
+        "--videos", type=positive_int, metavar="N", help="of the training split (default: those of data.train, if it is here)"
+    )
+    group.add_argument("--captions", type=positive_number, metavar="N", help="a video (default: those of data.train, else 1)")
+    group.add_argument("--sample-bytes", type=positive_number, metavar="N", help="of a stored video, as the estimate of a shard build says")
+    group.add_argument("--utilisation", type=positive_number, metavar="F", help="share of the GPU's peak rate (default 0.4)")
+    group.add_argument("--network-gbit", type=positive_number, metavar="N", help="Gbit/s that a GPU sends (default 12.5)")
     arguments = parse_arguments(parser, argv)
+    assumed = {name: value for name in _ASSUMPTIONS if (value := getattr(arguments, name)) is not None}
+    if (assumed or arguments.world_size) and not arguments.estimate:
+        parser.error(f"--{next(iter(assumed), 'world_size').replace('_', '-')} is for --estimate")
 
     def work() -> int:
         config = load_config(RunConfig, arguments.config, arguments.overrides)
         if arguments.show_config:
             return show_config(config)
+        if arguments.estimate:
+            return _estimate(config, arguments.world_size or [1], assumed)
         # Imported here so that --help and --show-config stay instant.
         from dgl_scale.training.determinism import make_deterministic
         from dgl_scale.training.dry_run import dry_run
@@ -62,6 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
 
     return run_command(work, debug=arguments.debug)
+
+
+def _estimate(config: RunConfig, world_sizes: list[int], assumed: dict[str, Any]) -> int:
+    from dgl_scale.training.estimate_table import estimate_lines
+    from dgl_scale.training.run_estimate import Assumptions
+
+    sys.stdout.writelines(f"{line}\n" for line in estimate_lines(config, world_sizes, Assumptions(**assumed)))
+    return ExitCode.DONE
 
 
 def build_validation(model: "DGL", index: "SplitIndex", tokenizer: "Tokenizer", config: RunConfig, device: "torch.device") -> "Validate":

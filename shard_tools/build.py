@@ -9,6 +9,7 @@ mean the same on every node; inputs may be s3://, gs:// and http(s):// URLs, the
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -22,11 +23,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dgl_scale.config_file import load_config
-from dgl_scale.entry import config_parser, parse_arguments, run_command, show_config
+from dgl_scale.entry import config_parser, parse_arguments, positive_int, positive_number, run_command, show_config
 from dgl_scale.errors import ConfigError, DglError, ExitCode, Interrupted
 from dgl_scale.ray_cluster import ray_cluster, remove_abandoned
 from dgl_scale.shards_config import ShardsConfig
 from dgl_scale.storage.urls import Location, is_url, join, public_url
+from shard_tools.estimate import Assumptions, estimate_lines
 from shard_tools.output_folder import only_builder
 from shard_tools.public_config import public_config
 from shard_tools.submit_folder import resolve_paths
@@ -42,6 +44,8 @@ _MAX_RETRIES = 3
 _POLL_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CANCEL_TIMEOUT_S = 10.0
+# Options of `--estimate` that are fields of `Assumptions`.
+_ASSUMPTIONS = ("samples", "clip_seconds", "source_size", "frame_bytes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,16 +55,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--retry-failed", action="store_true", help="try failed videos again; rewrite the shards of those that are good now"
     )
+    group = parser.add_argument_group("estimate", "shards, bytes and time by arithmetic; no video is opened, --num-cpus are the cluster's")
+    group.add_argument("--estimate", action="store_true", help="print it and stop")
+    group.add_argument("--samples", type=positive_int, metavar="N", help="videos of all splits")
+    group.add_argument("--clip-seconds", type=positive_number, metavar="S", help="length of a video (default 15)")
+    group.add_argument("--source-size", type=_frame_size, metavar="WxH", help="pixels of the videos (default 320x240)")
+    group.add_argument("--frame-bytes", type=positive_number, metavar="N", help="of a stored frame (default: by its pixels)")
     arguments = parse_arguments(parser, argv)
+    assumed = {name: value for name in _ASSUMPTIONS if (value := getattr(arguments, name)) is not None}
+    if bool(arguments.estimate) != ("samples" in assumed) or (assumed and not arguments.estimate):
+        parser.error("--estimate needs --samples" if arguments.estimate else f"--{next(iter(assumed)).replace('_', '-')} is for --estimate")
 
     def work() -> int:
         config = load_config(ShardsConfig, arguments.config, arguments.overrides)
         if arguments.show_config:
             return show_config(public_config(config))
+        if arguments.estimate:
+            estimate = Assumptions(**assumed, num_cpus=arguments.num_cpus or 1)
+            sys.stdout.writelines(f"{line}\n" for line in estimate_lines(config, estimate))
+            return ExitCode.DONE
         with _stop_on_signals():
             return build(config, arguments.num_cpus, arguments.retry_failed)
 
     return run_command(work, debug=arguments.debug)
+
+
+def _frame_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no frame size such as 640x360")
+    return int(width), int(height)
 
 
 def build(config: ShardsConfig, num_cpus: int | None = None, retry_failed: bool = False) -> int:

@@ -42,7 +42,8 @@ class Plan:
 
     Attributes:
         clips: names or config files; random weights.
-        pairs: a rank and step.
+        pairs: a rank and micro-batch.
+        accumulation: micro-batches a step.
         steps: measured ones.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     num_frames: int
     precision: Precision
     pairs: int
+    accumulation: int
     steps: int
 
 
@@ -122,13 +124,13 @@ def measure(plan: Plan, clip: str, stage: int) -> Measurement:
     num_frozen = sum(parameter.numel() for parameter in model.parameters()) - num_trained
     num_reached = sum(parameter.numel() for name, parameter in trained if "postfix" not in name.split("."))
     training = TrainingConfig(
-        global_batch_size=plan.pairs * distributed.world_size(),
+        global_batch_size=plan.pairs * plan.accumulation * distributed.world_size(),
         max_steps=1,
         precision=plan.precision,
         deepspeed=f"configs/deepspeed/zero{stage}.json",
     )
-    engine = TrainingEngine(model, trained, training, OptimConfig(), plan.pairs, 1)
-    phases = _steps(engine, _inputs(model), [_batch(plan, model)], plan.steps)
+    engine = TrainingEngine(model, trained, training, OptimConfig(), plan.pairs, plan.accumulation)
+    phases = _steps(engine, _inputs(model), [_batch(plan, model)] * plan.accumulation, plan.steps)
     return Measurement(clip, stage, model.embed_dim, num_trained, num_reached, num_frozen, phases)
 
 

@@ -14,7 +14,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from dgl_scale.bench.model import describe_machine
@@ -24,59 +24,16 @@ from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ConfigError, DglError, ExitCode
 from dgl_scale.files import write_json
 from dgl_scale.model.backbone import load_backbone
-from dgl_scale.model.estimate import StepSize, estimate_step, trained_parameters
+from dgl_scale.model.estimate import frozen_parameters, trained_parameters
 from dgl_scale.model.precision import DTYPES
 from dgl_scale.training.launch import free_port
+from dgl_scale.training.network import NetworkBytes, network_bytes
 
 _SMALL_CLIP = str(Path(__file__).parents[1] / "quickstart" / "clip" / "tiny_clip.json")
 _LARGE_CLIPS = ("ViT-L-14-quickgelu", "ViT-bigG-14")
 _LARGE_WORLD, _LARGE_PAIRS, _LARGE_FRAMES = 8, 16, 12
-_FEATURE_BYTES = 4
 _TIMEOUT_S = 900
 _WIDTHS = "{:<30}{:>6}{:>14}{:>14}{:>14}{:>16}{:>16}{:>10}"
-
-
-@dataclass(frozen=True)
-class NetworkBytes:
-    """What one rank sends in a step, by purpose.
-
-    Attributes:
-        features: gathered for the loss of the global batch, in float32 always.
-        gradients: of the trained parameters.
-        prompts: updated by one rank each, and gathered (stages 1 and 2).
-        weights: frozen and trained, gathered where the forward pass needs them (stage 3).
-    """
-
-    features: float
-    gradients: float
-    prompts: float
-    weights: float
-
-    @property
-    def total(self) -> float:
-        """All purposes."""
-        return self.features + self.gradients + self.prompts + self.weights
-
-
-def network_bytes(
-    stage: int, world: int, pairs: int, embed_dim: int, num_trained: int, num_reached: int, num_frozen: int, bytes_per_value: int
-) -> NetworkBytes:
-    """The formula: one micro-batch a step, no activation checkpointing.
-
-    An all-gather of n bytes in all lets each rank send (W - 1) / W n, an all-reduce twice that.
-
-    Args:
-        pairs: a rank.
-        num_reached: trained numbers that get a gradient; stage 0 reduces all trained ones, the others these.
-        bytes_per_value: of weights and gradients, in the compute type.
-    """
-    share = (world - 1) / world * bytes_per_value
-    return NetworkBytes(
-        features=(world - 1) * pairs * 2 * embed_dim * _FEATURE_BYTES,
-        gradients=2 * share * (num_reached if stage else num_trained),
-        prompts=share * num_trained if stage in (1, 2) else 0.0,
-        weights=share * (num_trained + num_frozen) if stage == 3 else 0.0,
-    )
 
 
 def by_purpose(found: Measurement) -> NetworkBytes:
@@ -106,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default fp32")
     parser.add_argument("--stage", type=int, nargs="+", choices=range(4), default=[0, 1, 2, 3], help="ZeRO stages (default all)")
     parser.add_argument("--world", type=positive_int, default=2, metavar="N", help="processes (default 2)")
-    parser.add_argument("--pairs", type=positive_int, default=4, metavar="N", help="pairs a process (default 4)")
+    parser.add_argument("--pairs", type=positive_int, default=4, metavar="N", help="pairs a process and micro-batch (default 4)")
+    parser.add_argument("--accumulation", type=positive_int, default=1, metavar="N", help="micro-batches a step (default 1)")
     parser.add_argument("--num-frames", type=positive_int, default=2, metavar="T", help="frames of a video (default 2)")
     parser.add_argument("--steps", type=positive_int, default=3, metavar="N", help="measured steps (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
@@ -127,13 +85,16 @@ def _run(arguments: Namespace) -> int:
         num_frames=arguments.num_frames,
         precision=arguments.precision,
         pairs=arguments.pairs,
+        accumulation=arguments.accumulation,
         steps=arguments.steps,
     )
-    rows = []
+    rows, pairs = [], plan.pairs * plan.accumulation
     for found in measure_network(plan, arguments.world):
         sizes = (found.embed_dim, found.num_trained, found.num_reached, found.num_frozen, DTYPES[plan.precision].itemsize)
-        rows.append((found, by_purpose(found), network_bytes(found.stage, arguments.world, plan.pairs, *sizes)))
-    sys.stdout.write(f"bytes that one of {arguments.world} ranks sends a step, {plan.pairs} pairs a rank, {plan.precision}\n\n")
+        formula = network_bytes(found.stage, arguments.world, pairs, *sizes, accumulation=plan.accumulation)
+        rows.append((found, by_purpose(found), formula))
+    micro_batches = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
+    sys.stdout.write(f"bytes that one of {arguments.world} ranks sends a step, {pairs} pairs a rank{micro_batches}, {plan.precision}\n\n")
     _print_rows([(found.clip, found.stage, measured, formula) for found, measured, formula in rows])
     sys.stdout.write(
         f"\nby the formula alone: {_LARGE_WORLD} ranks, {_LARGE_PAIRS} pairs a rank, transformer, T = {_LARGE_FRAMES}, bf16\n\n"
@@ -181,7 +142,7 @@ def extrapolate(clip: str, stage: int) -> NetworkBytes:
     config = ModelConfig(clip=clip, latent_space="transformer", num_frames=_LARGE_FRAMES)
     shape = load_backbone(clip, None, with_weights=False).shape
     trained = trained_parameters(config, shape)
-    frozen = estimate_step(config, shape, StepSize(1, 1, _LARGE_FRAMES, 3), bytes_per_value=1).frozen_bytes
+    frozen = frozen_parameters(shape)
     return network_bytes(stage, _LARGE_WORLD, _LARGE_PAIRS, shape.embed_dim, trained, trained, frozen, bytes_per_value=2)
 
 

@@ -97,7 +97,7 @@ def estimate_step(
         forward_flops=tower_forward + prompts.forward,
         backward_flops=sum(part.backward for part in towers) + prompts.backward,
         recomputed_flops=tower_forward if activation_checkpointing else 0.0,
-        frozen_bytes=_frozen_parameters(shape) * bytes_per_value,
+        frozen_bytes=frozen_parameters(shape) * bytes_per_value,
         trained_bytes=4 * _FP32_BYTES * trained_parameters(config, shape),
         saved_bytes=saved * bytes_per_value,
         transient_bytes=transient * bytes_per_value,
@@ -144,7 +144,14 @@ def trained_parameters(config: ModelConfig, shape: ClipShape) -> int:
     return count + num_tokens * depth * vision + block + (to_text if prefix + postfix else 0)
 
 
-def _frozen_parameters(shape: ClipShape) -> int:
+def reached_parameters(config: ModelConfig, shape: ClipShape) -> int:
+    """How many trained numbers get a gradient: in the linear latent space no caption's feature sees the postfix prompts' projection."""
+    is_spared = config.latent_space == "linear" and config.num_postfix_prompts > 0
+    return trained_parameters(config, shape) - is_spared * (shape.vision.width + 1) * shape.text.width
+
+
+def frozen_parameters(shape: ClipShape) -> int:
+    """How many numbers the CLIP has."""
     vision, text = shape.vision, shape.text
     embedding = 3 * shape.patch_size**2 * vision.width + vision.width * (shape.num_patches + 2) + 2 * vision.width * shape.has_ln_pre
     words = (shape.vocab_size + shape.context_length) * text.width

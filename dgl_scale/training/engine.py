@@ -339,7 +339,7 @@ def _deepspeed_config(
 ) -> dict[str, Any]:
     config = _deepspeed_file(training)
     if zero_stage(training):
-        # In every backward pass DeepSpeed allocates so many numbers in full, by default 500 million, 2 GB: more than the prompts could fill.
+        # In every backward pass DeepSpeed allocates so many numbers in full, by default 500 million, 2 GB: more than prompts could fill.
         config["zero_optimization"].setdefault("reduce_bucket_size", num_trained)
     if training.compile and zero_stage(training) == 3:
         path = find_config(training.deepspeed)

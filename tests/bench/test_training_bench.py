@@ -1,12 +1,14 @@
 """`dgl-scale bench training --network`: the formula by hand, and one small world that keeps to it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dgl_scale.bench.command import main as bench
-from dgl_scale.bench.training import NetworkBytes, extrapolate, network_bytes
+from dgl_scale.bench.training import extrapolate
+from dgl_scale.training.network import NetworkBytes, network_bytes
 from tests.reference.tiny_clip import clip_config, write_config
 
 
@@ -22,6 +24,8 @@ from tests.reference.tiny_clip import clip_config, write_config
 )
 def test_formula_by_hand(stage: int, expected: NetworkBytes) -> None:
     assert network_bytes(stage, 4, 5, 7, num_trained=100, num_reached=80, num_frozen=1000, bytes_per_value=4) == expected
+    accumulated = network_bytes(stage, 4, 5, 7, num_trained=100, num_reached=80, num_frozen=1000, bytes_per_value=4, accumulation=3)
+    assert accumulated == replace(expected, gradients=expected.gradients * (3 if stage >= 2 else 1))
     alone = network_bytes(stage, 1, 5, 7, num_trained=100, num_reached=80, num_frozen=1000, bytes_per_value=4)
     assert alone.total == 0
 
@@ -36,7 +40,8 @@ def test_large_backbones_by_the_formula() -> None:
 @pytest.mark.slow
 def test_two_ranks_send_what_the_formula_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip, report = write_config(tmp_path, clip_config()), tmp_path / "network.json"
-    words = ["training", "--network", "--clip", clip, "--stage", "1", "--pairs", "64", "--steps", "1", "--json", str(report)]
+    sizes = ["--pairs", "32", "--accumulation", "2", "--steps", "1"]
+    words = ["training", "--network", "--clip", clip, "--stage", "2", *sizes, "--json", str(report)]
     assert bench(words) == 0
     (figures,) = json.loads(report.read_text())["figures"]
     measured, formula = figures["measured"], figures["formula"]

@@ -49,6 +49,8 @@ RUN_BY = {
     "python dgl_scale/evaluate.py --watch": "evaluation/test_watch.py::test_a_run_is_followed_while_it_writes_and_deletes",
     "python dgl_scale/train.py": "integration/test_training_in_process.py::test_a_watched_run_validates_nothing_itself",
     "python dgl_scale/train.py --dry-run": "training/test_dry_run.py::test_without_shards_frames_are_random_and_nothing_is_left",
+    "python dgl_scale/train.py --estimate": "training/test_run_estimate.py::test_the_command_says_it_all_without_data_weights_or_ranks",
+    "python shard_tools/build.py --estimate": "shard_tools/test_estimate.py::test_a_real_build_has_the_bytes_of_its_estimate",
     "python shard_tools/build.py": "integration/test_build_with_ray.py::test_two_workers_and_a_killed_one_give_the_same_bytes",
     "python tests/scripts/kill_builds.py": "integration/test_build_with_ray.py::test_kills_of_any_process_at_random_moments_change_nothing",
     "ray job submit": "integration/test_quickstart.py::test_interrupted_anywhere_it_leaves_no_process_and_goes_on",
@@ -144,6 +146,8 @@ def _is_a(words: Sequence[str], name: str) -> bool:
 
 def _needs_more(words: Sequence[str]) -> bool:
     """A GPU, a bucket, or a config other than the quickstart's, with its dataset and weights: not what tests have."""
+    if "--estimate" in words:
+        return False
     configs = {word for word in words if word.endswith(".yaml")}
     return "cuda" in words or "s3://" in " ".join(words) or not configs <= {"configs/quickstart.yaml", "configs/shards/quickstart.yaml"}
 

@@ -16,8 +16,9 @@ import simplejpeg
 import webdataset
 
 from dgl_scale.quickstart.processes import free_port
-from dgl_scale.run_folder import FINISHED, list_checkpoints, newest_complete
+from dgl_scale.run_folder import FINISHED, list_checkpoints, newest_complete, step_folder
 from dgl_scale.train import main
+from dgl_scale.training.run_estimate import checkpoint_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +66,8 @@ def test_a_run_says_where_its_time_went_and_that_it_is_finished(
     assert main(arguments(small_world, tmp_path, "training.keep_checkpoints=1", "training.keep_every_steps=4")) == 0
     assert steps(tmp_path) == [4, 6]
     assert json.loads((tmp_path / "quickstart" / FINISHED).read_text())["step"] == 6
+    checkpoint = sum(path.stat().st_size for path in step_folder(tmp_path / "quickstart", 6).iterdir())
+    assert 0 < checkpoint - checkpoint_bytes(276_992) < 20_000  # the heads of the files, in which the tensors' names are
     last = records(tmp_path)[-1]
     phases = sum(last[f"{name}_s"] for name in ("data", "forward", "communication", "backward", "optimizer"))
     assert 0 < phases <= last["step_s"] * 1.5

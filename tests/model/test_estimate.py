@@ -12,7 +12,7 @@ from dgl_scale.bench.train_step import caption_length, random_batch, train_step
 from dgl_scale.config import ModelConfig
 from dgl_scale.model import build_model
 from dgl_scale.model.backbone import load_backbone
-from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step, largest_batch, trained_parameters
+from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step, largest_batch, reached_parameters, trained_parameters
 from tests.reference.tiny_clip import write_config
 
 WORDS = 24
@@ -61,7 +61,9 @@ def test_parameters_are_counted_exactly(clip: str, num_frames: int, latent_space
     model = build_model(config, device="meta")
     trained = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    unreached = sum(parameter.numel() for name, parameter in model.trainable_parameters() if "postfix" in name.split("."))
     assert trained_parameters(config, model.shape) == trained
+    assert reached_parameters(config, model.shape) == trained - unreached
     assert estimate(config, StepSize(1, 1, num_frames, 12), bytes_per_value=1).frozen_bytes == frozen
 
 
