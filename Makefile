@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo install install-dev test test-slurm test-container lint docs quickstart-reduced clean
+.PHONY: demo install install-dev test test-network test-slurm test-container lint docs quickstart-reduced clean
 
 demo: install
 	$(BIN)/dgl-scale quickstart
@@ -34,6 +34,10 @@ test: install-dev
 # A real Slurm of two nodes on this machine (Debian: slurm-wlm, munge; as root); it ends with the tests.
 test-slurm: install-dev
 	DGL_TEST_SLURM=1 $(BIN)/python -m pytest -rs tests/cluster/test_slurm.py tests/cluster/test_scripts.py
+
+# Two ranks in two network namespaces: slow, lossy and cut networks (Debian: iproute2; as root); about six minutes.
+test-network: install-dev
+	DGL_TEST_NETWORK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/integration/test_network_faults.py
 
 # The Dockerfile's steps, one by one, in a bare Debian (as root; needs debootstrap): some minutes and some GB.
 test-container: install-dev

@@ -146,7 +146,8 @@ class TrainingConfig(Section):
     deterministic: bool = False
     """Reproducible kernels only: two runs on equal hardware and ranks are equal bit by bit, on GPUs too, and slower there."""
     rendezvous_timeout_s: PositiveFloat = 300.0
-    """How long the ranks wait at the start for those that have not come; they are then named. A host without a way to it: 30 s."""
+    """How long the ranks wait at the start for those that have not come; they are then named. A host without a way to it: 30 s.
+    Then the same time for connections between all of them."""
     log_every_steps: PositiveInt = 10
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Where metrics go besides metrics.jsonl and TensorBoard; the packages are not among the requirements."""

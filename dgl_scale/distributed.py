@@ -18,8 +18,19 @@ Reduction = Literal["mean", "max", "sum"]
 # None is the default group, which is right where that is gloo already.
 _control_group: Any = None
 
-# What gloo and NCCL say when another rank's process has ended; the words are not part of any interface.
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "remote process exited", "Timed out")
+# What gloo and NCCL say when another rank's process has ended, or the way to it; the words are not part of any interface.
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+    "Timed out",
+    # The system's, when what was sent is not acknowledged for a quarter of an hour, or a router knows no way.
+    "Connection timed out",
+    "No route to host",
+    "Network is unreachable",
+)
 
 
 def start_control_group() -> None:

@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.training.deterministic:
             make_deterministic()
         with stop.at_once():
-            device = start_distributed(arguments.device, launch_facts(config), config.training.rendezvous_timeout_s)
+            limits = config.training.rendezvous_timeout_s, config.training.hang_timeout_s
+            device = start_distributed(arguments.device, launch_facts(config), limits[0], hang_timeout_s=limits[1])
         in_step = False
         try:
             if arguments.dry_run:

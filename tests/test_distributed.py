@@ -11,6 +11,8 @@ from dgl_scale import distributed
             "Connection closed by peer",
         ),
         (RuntimeError("[pair.cc:537] Read error [127.0.0.1]:44765: Connection reset by peer"), "Connection reset by peer"),
+        (RuntimeError("[pair.cc:537] Read error [10.0.0.2]:44765: Connection timed out"), "Connection timed out"),
+        (RuntimeError("[pair.cc:537] Read error [10.0.0.2]:44765: No route to host"), "No route to host"),
         (RuntimeError("shape mismatch"), None),
         (ValueError("Connection closed by peer"), None),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from dgl_scale import distributed
 from dgl_scale.config import OptimConfig, TrainingConfig
@@ -18,7 +19,10 @@ from dgl_scale.training.launch import describe_launch
 from dgl_scale.training.optimizer import build_optimizer
 from dgl_scale.training.rendezvous import Facts, meet
 
-_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# Gloo tries so often to connect ranks, each time until the timeout.
+_GLOO_ATTEMPTS = 5
+# The watchdog, which says where each rank stood, comes first.
+_AFTER_WATCHDOG_S = 20.0
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Keys that the run's own config decides; a DeepSpeed file that sets them would contradict it silently.
 _RESERVED = (
@@ -46,7 +50,7 @@ class TrainedState:
     parameters: dict[str, dict[str, Tensor]]
 
 
-def start_distributed(device: str, facts: Facts | None = None, timeout_s: float = 300.0) -> torch.device:
+def start_distributed(device: str, facts: Facts | None = None, timeout_s: float = 300.0, *, hang_timeout_s: float = 1800.0) -> torch.device:
     """Join the process group that a launcher describes, or one of a single process; returns the device.
 
     Understands `deepspeed`, `torchrun` and `srun` (through Slurm's variables).
@@ -54,11 +58,12 @@ def start_distributed(device: str, facts: Facts | None = None, timeout_s: float 
     Args:
         device: `cuda`, `cpu` or `auto` (cuda where there is one).
         facts: what all ranks must have been started with, beside the same versions.
-        timeout_s: how long to wait for ranks that have not come.
+        timeout_s: how long to wait for ranks that have not come, and then for connections between them.
+        hang_timeout_s: the watchdog's; a collective fails a little later by itself.
 
     Raises:
         ConfigError: `cuda` was asked for and there is none, or too few; or the ranks were started with different facts.
-        DglError: the ranks cannot meet: a port is in use, or some did not come.
+        DglError: the ranks cannot meet: a port is in use, some did not come, or they have no way to each other.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no GPU; use --device cpu")
@@ -69,21 +74,31 @@ def start_distributed(device: str, facts: Facts | None = None, timeout_s: float 
     deepspeed = _import_deepspeed(use_cuda)
     here = _own_gpu() if use_cuda else torch.device("cpu")
     rank, world_size, backend = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "nccl" if use_cuda else "gloo"
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store = meet(facts or {}, timeout_s)
-        store.set_timeout(_COLLECTIVE_TIMEOUT)
         torch.distributed.init_process_group(
             backend,
             store=store,
             rank=rank,
             world_size=world_size,
-            timeout=_COLLECTIVE_TIMEOUT,
+            timeout=timedelta(seconds=timeout_s if use_cuda else timeout_s / _GLOO_ATTEMPTS),
             device_id=here if use_cuda and world_size > 1 else None,
         )
     except torch.distributed.DistError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
         raise DglError(f"the ranks cannot meet at {address}: {reason}; if the port is in use choose another --master_port") from error
+    except RuntimeError as error:
+        if "connectFullMesh" not in str(error):
+            raise
+        raise DglError(
+            f"all ranks came to {address}, but rank {rank} has no connection to the others; open all ports between the hosts, "
+            "or name the network interface that connects them in GLOO_SOCKET_IFNAME"
+        ) from error
+    # All ranks are there and connected; from now on one may wait for another that reads or writes.
+    collective_timeout = timedelta(seconds=hang_timeout_s + _AFTER_WATCHDOG_S)
+    store.set_timeout(collective_timeout)
+    _set_pg_timeout(collective_timeout)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return here
 
@@ -99,7 +114,13 @@ def stop_distributed(*, gracefully: bool) -> None:
     if gracefully or distributed.world_size() == 1:
         from deepspeed import comm
 
-        distributed.barrier()
+        try:
+            distributed.barrier()
+        except RuntimeError as error:
+            if distributed.lost_peer(error) is None:
+                raise
+            # The work is done and saved, and nobody is left to wait for.
+            return
         # Through DeepSpeed, which would else keep groups that are no more, should this process train again.
         comm.destroy_process_group()
 

@@ -113,6 +113,7 @@ def _run_steps(trainer: Trainer, start_step: int, progress: Progress, watchdog: 
     while True:
         watchdog.beat(f"reading the batch of step {step + 1}")
         micro_batches, failure = progress.fetch(batches)
+        watchdog.beat(f"waiting for the other ranks after step {step}")
         stop, failed = _agree(trainer, failure)
         is_last = step == total_steps
         if step > start_step and (is_last or stop or failed or step % training.checkpoint_every_steps == 0):

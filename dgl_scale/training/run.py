@@ -57,22 +57,28 @@ def run_training(config: RunConfig, device: torch.device, stop: StopRequest, bui
     # Before a folder is made and weights are fetched.
     index = load_split(str(config.data.train), config.data.exclude, config.data.cache) if config.data.streaming is None else None
     run_folder = Path(config.output).expanduser() / config.name
-    with stop.at_once():
-        distributed.start_control_group()
-    lock = _lock_folder(run_folder) if distributed.is_main() else None
     watchdog = HangWatchdog(run_folder / "hang", distributed.rank(), config.training.hang_timeout_s)
+    lock: int | None = None
     try:
         with stop.at_once():
+            watchdog.beat("connecting the CPUs of the ranks")
+            distributed.start_control_group()
+        lock = _lock_folder(run_folder) if distributed.is_main() else None
+        with stop.at_once():
+            watchdog.beat("fetching from the mirror")
             mirror = _open_mirror(config, run_folder)
             precision = choose_precision(config.training.precision, run_folder, device)
             config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+            watchdog.beat("building the model")
             model = build_model(config.model, seed=config.seed, dtype=DTYPES[precision], device=device)
             model.set_execution(activation_checkpointing=config.training.activation_checkpointing, compile=config.training.compile)
+            watchdog.beat("starting DeepSpeed")
             sizes = (micro_batch_size, accumulation_steps)
             trainer = _build_trainer(config, model, index, run_folder, device, stop, build_validation, sizes, mirror)
             _announce(trainer, model, micro_batch_size, accumulation_steps)
             if distributed.is_main():
                 remove_leftovers(run_folder)
+            watchdog.beat("resuming from the newest checkpoint")
             start_step = resume(trainer)
         # Only now, so that a config that does not fit the run's checkpoints leaves its config.yaml alone.
         if distributed.is_main():
@@ -100,7 +106,8 @@ def _death_of_rank(error: RuntimeError) -> DglError | None:
     words = distributed.lost_peer(error)
     if words is None:
         return None
-    return DglError(f"another rank is gone ({words[0].lower()}{words[1:]}); run the same command to go on from the newest checkpoint")
+    reason = f"{words[0].lower()}{words[1:]}"
+    return DglError(f"another rank, or the network to it, is gone ({reason}); run the same command to go on from the newest checkpoint")
 
 
 def rank_sizes(config: RunConfig) -> tuple[int, int]:
