@@ -48,7 +48,6 @@ FINAL_LOGIT_SCALE = math.log(100)
 prompts to tell two orders apart."""
 QUICK_GELU_FACTOR = 1.702
 HELD_OUT_SEED = 1_000_003
-NUM_HELD_OUT = 600
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +78,8 @@ class Recipe:
     batch_size: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.1
+    num_held_out: int = 600
+    """Stills of each measurement, an even number."""
     num_processes: int = 2
     """Processes of one thread each, sharing every batch. On busy cores two processes that meet once a
     step are twice as fast as two threads that meet at every operation."""
@@ -220,7 +221,7 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_held_out(model: Any, tokenizer: Any) -> dict[str, float]:
+def measure_held_out(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
     """Return figures, in percent, on stills that no training step sees.
 
     `recall_at_1`: captions whose own still scores highest (any still of the same caption counts).
@@ -230,13 +231,13 @@ def measure_held_out(model: Any, tokenizer: Any) -> dict[str, float]:
     figures: dict[str, float] = {}
     mixtures = {"recall_at_1": Mixture(), "places": Mixture(0, 1, 1), "colours": Mixture(0, 1, 0)}
     for batch, (name, mixture) in enumerate(mixtures.items()):
-        images, captions = render_batch(HELD_OUT_SEED, batch, NUM_HELD_OUT, mixture)
+        images, captions = render_batch(HELD_OUT_SEED, batch, count, mixture)
         text_features = encode_text(model, tokenizer(captions)[:, :CAPTION_TOKENS])
         similarity = text_features @ encode_images(model, images).T
         if name == "recall_at_1":
             hits = [captions[i] == captions[j] for i, j in enumerate(similarity.argmax(dim=1).tolist())]
         else:
-            own = torch.arange(NUM_HELD_OUT)
+            own = torch.arange(count)
             hits = (similarity[own, own] > similarity[own, own ^ 1]).tolist()
         figures[name] = round(100 * float(np.mean(hits)), 1)
     return figures
@@ -264,39 +265,44 @@ def pretrain(folder: Path, recipe: Recipe, *, first_phase: int = 0) -> None:
     """
     config = model_config(write_tokenizer(folder))
     write_json(folder / CONFIG_NAME, config)
-    for index, phase in enumerate(recipe.phases()):
-        if index < first_phase or not phase.steps:
-            continue
-        with tempfile.TemporaryDirectory() as meeting_point:
-            arguments = (folder, recipe, phase, config, f"file://{meeting_point}/store")
-            multiprocessing.spawn(_train_rank, args=arguments, nprocs=recipe.num_processes)  # type: ignore[attr-defined, no-untyped-call]
+    phases = [phase for phase in recipe.phases()[first_phase:] if phase.steps]
+    with tempfile.TemporaryDirectory() as meeting_point:
+        arguments = (folder, recipe, phases, config, f"file://{meeting_point}/store")
+        multiprocessing.spawn(_train_rank, args=arguments, nprocs=recipe.num_processes)  # type: ignore[attr-defined, no-untyped-call]
 
 
-def _train_rank(rank: int, folder: Path, recipe: Recipe, phase: Phase, config: dict[str, Any], meeting_point: str) -> None:
-    """Be one of the processes of a phase; the first one reports and writes."""
+def _train_rank(rank: int, folder: Path, recipe: Recipe, phases: list[Phase], config: dict[str, Any], meeting_point: str) -> None:
+    """Be one of the processes; the first one reports and writes."""
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=recipe.num_processes)
     torch.manual_seed(recipe.seed)  # the same initial weights everywhere
     model, tokenizer = build_trainable_clip(config, folder / MERGES_NAME)
+    model.logit_scale.requires_grad_(False)
+    for phase in phases:
+        _train_phase(model, tokenizer, folder, recipe, phase)
+    dist.destroy_process_group()
+
+
+def _train_phase(model: Any, tokenizer: Any, folder: Path, recipe: Recipe, phase: Phase) -> None:
     if phase.first_batch:
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    model.logit_scale.requires_grad_(False)
     exchange_activation(model, nn.SiLU(), QUICK_GELU_FACTOR)
     optimizer = build_optimizer(model, recipe)
+    reports = dist.get_rank() == 0
     started = time.monotonic()
     for step in range(phase.steps):
         loss = train_step(model, tokenizer, optimizer, recipe, phase, step)
-        if rank == 0 and (step % 50 == 0 or step == phase.steps - 1):
-            figures = json.dumps(measure_held_out(model, tokenizer))
+        if reports and (step % 50 == 0 or step == phase.steps - 1):
+            figures = json.dumps(measure_held_out(model, tokenizer, recipe.num_held_out))
             logger.info("step %d loss %.4f %.0f s %s", step, loss, time.monotonic() - started, figures)
     dist.barrier()  # all have read the weights that are now replaced
-    if rank == 0:
+    if reports:
         exchange_activation(model, QuickGELU(), 1 / QUICK_GELU_FACTOR)
         model.logit_scale.data.fill_(FINAL_LOGIT_SCALE)
         save_weights(model, folder / WEIGHTS_NAME)
-        logger.info("as stored: %s", json.dumps(measure_held_out(model, tokenizer)))
-    dist.destroy_process_group()
+        logger.info("as stored: %s", json.dumps(measure_held_out(model, tokenizer, recipe.num_held_out)))
+    dist.barrier()  # the next phase reads what was written
 
 
 def train_step(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, recipe: Recipe, phase: Phase, step: int) -> float:
