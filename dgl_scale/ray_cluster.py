@@ -18,7 +18,7 @@ import psutil
 
 from dgl_scale.errors import ConfigError, DglError
 
-_START_ATTEMPTS = 3
+_START_ATTEMPTS = 5
 _CONNECT_TIMEOUT_S = 15.0
 _KILL_S = 5.0
 _OBJECT_STORE_BYTES = 256 << 20

@@ -66,6 +66,7 @@ def by_plain_torch() -> tuple[dict, float, dict[str, float]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)])
 def test_deepspeed_does_what_one_process_of_plain_torch_does(tmp_path: Path, world: int, stage: int) -> None:
     found = launch(world, stage, tmp_path / "state.json")

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("guards_rank.py")
 
 
+@pytest.mark.slow
 def test_all_ranks_say_the_same_of_the_one_that_differs() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

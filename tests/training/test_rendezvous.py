@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dgl_scale.quickstart.processes import free_port
 from dgl_scale.training.rendezvous import first_difference, missing_ranks
 
@@ -30,6 +32,7 @@ def plain_launch(rank: int, world_size: int, port: int) -> dict[str, str]:
     return {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
+@pytest.mark.slow
 def test_ranks_of_srun_meet_by_slurm_s_variables_alone() -> None:
     common = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     common |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost,other[3-4]"}
@@ -38,6 +41,7 @@ def test_ranks_of_srun_meet_by_slurm_s_variables_alone() -> None:
     assert run_ranks(environments, ["1", "1"], 60) == [(0, f"localhost:{port} 3")] * 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come_is_named_by_those_that_did() -> None:
     port = free_port()
     results = run_ranks([plain_launch(rank, 4, port) for rank in (0, 2)], ["1", "1"], 6)
@@ -46,6 +50,7 @@ def test_a_rank_that_does_not_come_is_named_by_those_that_did() -> None:
         assert output.startswith(f"DglError: ranks 1, 3 of 4 did not come to 127.0.0.1:{port} within 6 s")
 
 
+@pytest.mark.slow
 def test_ranks_started_with_different_configs_are_told_so_before_any_collective() -> None:
     port = free_port()
     results = run_ranks([plain_launch(rank, 3, port) for rank in range(3)], ["0.1", "0.1", "0.2"], 60)

@@ -91,6 +91,7 @@ with stop.at_once():
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_others_ends_by_a_signal_at_once() -> None:
     waiting = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert waiting.stdout is not None
@@ -101,6 +102,7 @@ def test_a_rank_that_waits_for_others_ends_by_a_signal_at_once() -> None:
     assert said == "stopped by SIGTERM before the first step; run the same command to go on\n"
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_ends_with_its_launcher() -> None:
     program = ["import os, subprocess, sys", "os.environ['RANK'] = '0'", f"subprocess.run([sys.executable, '-c', {WAITING!r}])"]
     done = subprocess.Popen([sys.executable, "-c", "; ".join(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
