@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo install install-dev test test-network test-slurm test-container lint docs quickstart-reduced clean
+.PHONY: demo install install-dev test test-network test-slurm test-container lint docs clean
 
 demo: install
 	$(BIN)/dgl-scale quickstart
@@ -48,10 +48,6 @@ test-container: install-dev
 # The documentation as a site, in build/site; warnings are errors.
 docs: install-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-# The whole path at a size that takes a minute or two, for continuous integration.
-quickstart-reduced: install-dev
-	$(BIN)/dgl-scale quickstart --reduced --folder build/quickstart-reduced
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
