@@ -10,9 +10,11 @@ from dgl_scale.errors import ExitCode
 # Claim to (module with `main(argv) -> int`, what it measures).
 _BENCHMARKS = {
     "evaluation": ("dgl_scale.bench.evaluation", "videos a second of evaluation workers, beside the model's bare forward"),
+    "gather": ("dgl_scale.bench.gather", "gathering the features of all ranks: bytes and time by their number, beside a bare all-gather"),
     "model": ("dgl_scale.bench.model", "a training step of DGL: speed, share of the machine's matrix rate, memory; or an estimate of them"),
     "ranking": ("dgl_scale.bench.ranking", "exact ranks of both directions beside the bare matrix product and other ways to rank"),
     "reader": ("dgl_scale.bench.reader", "training batches a second beside bare JPEG decoding, and beside webdataset's usual pipeline"),
+    "start-up": ("dgl_scale.bench.start_up", "reading and time of a run's start on simulated ranks, by their number"),
     "training": ("dgl_scale.bench.training", "bytes that a training step sends over the network, per ZeRO stage, beside a formula"),
 }
 # A process of its own, as all shard tools: dgl_scale does not depend on them.

@@ -40,12 +40,17 @@ def meet(facts: Facts, timeout_s: float) -> Store:
         DglError: on all ranks that came, naming the ranks that did not within `timeout_s`, and their hosts where known.
         ConfigError: on all ranks, naming a rank whose facts differ, and how.
     """
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = _open_store(rank, world_size, timeout_s)
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return meet_as(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), address, facts, timeout_s)
+
+
+def meet_as(rank: int, world_size: int, address: tuple[str, int], facts: Facts, timeout_s: float) -> Store:
+    """As `meet`, with what the environment says given: a process that is several ranks at once has but one environment."""
+    store = _open_store(rank, world_size, address, timeout_s)
     facts = {**versions(), **facts}
     store.set(f"rank/{rank}", json.dumps({"host": socket.gethostname(), "facts": facts}))
     if rank == 0:
-        verdict = _judge(store, world_size, facts, timeout_s)
+        verdict = _judge(store, world_size, address, facts, timeout_s)
         store.set("verdict", json.dumps(verdict))
         if verdict[0] != _AGREED:
             _wait_for_readers(store, world_size)
@@ -86,20 +91,19 @@ def missing_ranks(ranks: Sequence[int], hosts: Sequence[str] | None) -> str:
     return f"{named} ({', '.join(dict.fromkeys(hosts[rank] for rank in ranks))})" if hosts else named
 
 
-def _open_store(rank: int, world_size: int, timeout_s: float) -> Store:
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+def _open_store(rank: int, world_size: int, address: tuple[str, int], timeout_s: float) -> Store:
     # torchrun's own process serves the store, and serves it again after a restart.
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = TCPStore(
-        address, port, world_size, rank == 0 and not is_served, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True
+        *address, world_size, rank == 0 and not is_served, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True
     )
     return PrefixStore(f"dgl_scale/{attempt}", store)
 
 
-def _judge(store: Store, world_size: int, facts: Facts, timeout_s: float) -> tuple[str, str]:
+def _judge(store: Store, world_size: int, address: tuple[str, int], facts: Facts, timeout_s: float) -> tuple[str, str]:
     hosts = hosts_by_rank(world_size)
-    missing = _wait_for_all(lambda rank: store.check([f"rank/{rank}"]), world_size, hosts, timeout_s)
+    missing = _wait_for_all(lambda rank: store.check([f"rank/{rank}"]), world_size, address, hosts, timeout_s)
     if missing:
         return "missing", missing
     for rank in range(1, world_size):
@@ -109,7 +113,9 @@ def _judge(store: Store, world_size: int, facts: Facts, timeout_s: float) -> tup
     return _AGREED, ""
 
 
-def _wait_for_all(is_there: Callable[[int], bool], world_size: int, hosts: Sequence[str] | None, timeout_s: float) -> str | None:
+def _wait_for_all(
+    is_there: Callable[[int], bool], world_size: int, address: tuple[str, int], hosts: Sequence[str] | None, timeout_s: float
+) -> str | None:
     """None when all are there; else what to say of those that are missing."""
     begin = time.monotonic()
     next_word_s = _FIRST_WORD_S
@@ -123,7 +129,7 @@ def _wait_for_all(is_there: Callable[[int], bool], world_size: int, hosts: Seque
             next_word_s *= 2
         if waited_s >= timeout_s or (reasons and waited_s >= _UNREACHABLE_S):
             return (
-                f"{missing_ranks(missing, hosts)} of {world_size} did not come to {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+                f"{missing_ranks(missing, hosts)} of {world_size} did not come to {address[0]}:{address[1]} "
                 f"within {waited_s:.0f} s{_because(reasons)}; look at the first error of those ranks, "
                 "or try the hosts with `dgl-scale doctor --hostfile FILE`"
             )
