@@ -101,7 +101,8 @@ def measure(worlds: Sequence[int], pairs: int, width: int, steps: int) -> list[G
     with tempfile.TemporaryDirectory(prefix="bench-gather-") as folder, ExitStack() as stack:
         output = Path(folder) / "found.json"
         processes = [
-            context.Process(target=_rank, args=(rank, worlds, (pairs, width, steps), port, output), daemon=True) for rank in range(max(worlds))
+            context.Process(target=_rank, args=(rank, worlds, (pairs, width, steps), port, output), daemon=True)
+            for rank in range(max(worlds))
         ]
         for process in processes:
             process.start()
