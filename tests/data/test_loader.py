@@ -106,7 +106,7 @@ def test_videos_with_fewer_frames_than_the_model_takes_are_told_once(build, capl
 
 
 def test_workers_change_nothing_and_serve_any_range_again(build, undisturbed):
-    loader = build(num_workers=2, micro_batch_size=3)
+    loader = build(num_workers=2, micro_batch_size=3, stall_timeout_s=20.0)
     assert_same(join(loader.steps(5, 8)), undisturbed[5:8])
     abandoned = loader.steps(0, 10)
     next(abandoned)
