@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 _MAX_RETRIES = 3
 _POLL_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_CANCEL_TIMEOUT_S = 10.0
 # Options of `--estimate` that are fields of `Assumptions`.
 _ASSUMPTIONS = ("samples", "clip_seconds", "source_size", "frame_bytes")
 
@@ -168,7 +167,11 @@ def _say_mended(shards: Sequence[ShardSummary], failed_before: int) -> None:
 def _run_tasks(
     work: Callable[[ShardPlan, ShardsConfig, Location], list[ShardSummary]], plan: Plan, numbers: Sequence[int], config: ShardsConfig
 ) -> Iterator[tuple[int, list[ShardSummary]]]:
-    """Number and summaries of each shard as its Ray task ends; on any error, cancel those that run."""
+    """Number and summaries of each shard as its Ray task ends.
+
+    On any error those that run are left to Ray, which ends them when this process leaves it: in Ray 2.60 cancelling a task that
+    ends at that moment aborts the process that cancels.
+    """
     import ray
 
     from shard_tools.build_progress import show_progress
@@ -177,20 +180,17 @@ def _run_tasks(
     waiting = iter(numbers)
     pending: dict[Any, tuple[int, str]] = {}
     with show_progress(plan.num_videos_of(numbers)) as advance:
-        try:
-            while True:
-                for number in itertools.islice(waiting, config.max_tasks_in_flight - len(pending)):
-                    shard = plan[number]
-                    pending[task.options(name=shard.name).remote(shard, config, config.output)] = (number, shard.name)
-                if not pending:
-                    return
-                for reference in ray.wait(list(pending), timeout=_POLL_S)[0]:
-                    number, name = pending.pop(reference)
-                    summaries = _result(reference, name)
-                    advance(summaries)
-                    yield number, summaries
-        finally:
-            _cancel(list(pending))
+        while True:
+            for number in itertools.islice(waiting, config.max_tasks_in_flight - len(pending)):
+                shard = plan[number]
+                pending[task.options(name=shard.name).remote(shard, config, config.output)] = (number, shard.name)
+            if not pending:
+                return
+            for reference in ray.wait(list(pending), timeout=_POLL_S)[0]:
+                number, name = pending.pop(reference)
+                summaries = _result(reference, name)
+                advance(summaries)
+                yield number, summaries
 
 
 def _result(reference: Any, name: str) -> list[ShardSummary]:
@@ -208,17 +208,6 @@ def _result(reference: Any, name: str) -> list[ShardSummary]:
             f"the worker of shard {name} died {_MAX_RETRIES + 1} times ({reason}); run the same command again to go on"
         ) from error
     return summaries
-
-
-def _cancel(references: list[Any]) -> None:
-    import ray
-
-    if not references:
-        return
-    for reference in references:
-        ray.cancel(reference, force=True)
-    # Their temporary files can be removed only when nobody writes to them any more.
-    ray.wait(references, num_returns=len(references), timeout=_CANCEL_TIMEOUT_S)
 
 
 def _finish(record: BuildRecord, shards: Sequence[ShardSummary], config: ShardsConfig, num_extra: int | None) -> int:

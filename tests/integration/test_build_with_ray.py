@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -98,6 +98,17 @@ def is_at_work(command: list[str]) -> bool:
     return " ".join(command).startswith("ray::real-train-") or "shard_tools.decoder" in command
 
 
+def num_at_work() -> int:
+    return sum(is_at_work(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+
+
+def wait_until(happened: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
+
+
 def ledgers(output: Path) -> list[str]:
     return [name for name in files(output) if name.endswith(".parquet")]
 
@@ -181,20 +192,26 @@ def leave(holder: "subprocess.Popen[str]", folder: str) -> None:
     holder.wait(10)
 
 
-def test_a_lost_node_changes_nothing(videos: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_interrupted_build_on_a_cluster_and_then_a_lost_node_change_nothing(
+    videos: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
     output = tmp_path / "shards"
-    with two_nodes() as (holder, cluster), build(videos, output, cluster=cluster) as process:
-        assert holder.stdin is not None and holder.stdout is not None
-        deadline = time.monotonic() + 300
-        # Each node has one CPU: two at work are one on each.
-        while sum(is_at_work(child.info["cmdline"] or []) for child in psutil.process_iter(["cmdline"])) < 4 or not ledgers(output):
-            assert process.poll() is None and time.monotonic() < deadline, "the nodes were not at work at the same time"
-            time.sleep(0.02)
-        holder.stdin.write("kill\n")
-        holder.stdin.flush()
-        assert int(holder.stdout.readline()) >= 3
-        assert len(ledgers(output)) < 7, "the build was over before the node was lost"
-        assert process.wait(200) == 0, read_error(process)
+    with two_nodes() as (holder, cluster):
+        with build(videos, output, cluster=cluster) as process:
+            wait_for_shards(output, process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 75, read_error(process)
+        wait_until(lambda: num_at_work() == 0, "the cluster went on with the tasks of an interrupted build")
+        assert len(ledgers(output)) < 6, "the build was nearly over before it was interrupted"
+        with build(videos, output, cluster=cluster) as process:
+            assert holder.stdin is not None and holder.stdout is not None
+            # Each node has one CPU: two tasks at work, each with its decoder, are one on each.
+            wait_until(lambda: process.poll() is not None or num_at_work() == 4, "the nodes were not at work at the same time")
+            holder.stdin.write("kill\n")
+            holder.stdin.flush()
+            assert int(holder.stdout.readline()) >= 3
+            assert len(ledgers(output)) < 7, "the build was over before the node was lost"
+            assert process.wait(200) == 0, read_error(process)
     assert files(output) == reference
 
 
@@ -204,7 +221,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(videos: Path, reference:
         wait_for_shards(output, process)
         ours = processes_of(process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 75
+        assert process.wait(60) == 75, read_error(process)
         assert "run the same command again to go on" in read_error(process)
         assert psutil.wait_procs(ours, timeout=60)[1] == []
     assert [name for name in files(output) if name.endswith(".tmp")] == []
