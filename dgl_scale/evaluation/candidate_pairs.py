@@ -1,4 +1,6 @@
-"""Pairs of a query and a candidate with a float32 score: in lists that wait, or as 64-bit keys that sort best first."""
+"""Pairs of a query and a candidate with a score: in lists that wait, or, with a float32 one, as 64-bit keys that sort best first."""
+
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,24 +11,26 @@ MOST_CANDIDATES = 1 << _CANDIDATE_BITS
 
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Score = TypeVar("Score", np.float32, np.int16)
 
 
-class Pairs:
-    """Pairs that wait: query, candidate, float32 score."""
+class Pairs(Generic[Score]):
+    """Pairs that wait: query, candidate, score."""
 
-    def __init__(self) -> None:
+    def __init__(self, score_type: type[Score]) -> None:
         self.size = 0
-        self._parts: list[tuple[Ints, Ints, Singles]] = []
+        self._score_type: type[Score] = score_type
+        self._parts: list[tuple[Ints, Ints, NDArray[Score]]] = []
 
-    def add(self, query: Ints, candidate: Ints, score: Singles) -> None:
+    def add(self, query: Ints, candidate: Ints, score: NDArray[Score]) -> None:
         """Take in more."""
         self.size += len(query)
         self._parts.append((query, candidate, score))
 
-    def take_all(self) -> tuple[Ints, Ints, Singles]:
+    def take_all(self) -> tuple[Ints, Ints, NDArray[Score]]:
         """All of them, which then wait no more."""
         none = np.empty(0, np.int64)
-        parts = [(none, none, np.empty(0, np.float32)), *self._parts]
+        parts = [(none, none, np.empty(0, self._score_type)), *self._parts]
         self.size, self._parts = 0, []
         query, candidate, score = (np.concatenate(column) for column in zip(*parts, strict=True))
         return query, candidate, score

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dgl_scale.errors import DataError
-from dgl_scale.evaluation.ranking_filter import Direction, Found, filter_ranks
+from dgl_scale.evaluation.ranking_filter import filter_ranks
 from dgl_scale.evaluation.ranking_input import Parts, check_ranking_input, in_parts
+from dgl_scale.evaluation.tile_queries import Direction, Found
 from dgl_scale.evaluation.unit_vectors import exact_unit, integer_unit, pair_scores
 
 _PAIRS_AT_ONCE = 512

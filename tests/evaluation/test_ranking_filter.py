@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgl_scale.evaluation import ranking_filter, ranks
-from dgl_scale.evaluation.ranking_filter import error_bound
 from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
+from dgl_scale.evaluation.score_limits import error_bound
 from dgl_scale.evaluation.unit_vectors import exact_unit
 from tests.reference.exact_ranking import exact_ranking, full_matrix
 
