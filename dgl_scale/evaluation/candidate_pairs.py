@@ -1,6 +1,4 @@
-"""Pairs of a query and a candidate with a score: in lists that wait, or, with a float32 one, as 64-bit keys that sort best first."""
-
-from typing import Generic, TypeVar
+"""Pairs of a query and a candidate with a float32 score: in lists that wait, or as 64-bit keys that sort best first."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,26 +9,24 @@ MOST_CANDIDATES = 1 << _CANDIDATE_BITS
 
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Score = TypeVar("Score", np.float32, np.int16)
 
 
-class Pairs(Generic[Score]):
-    """Pairs that wait: query, candidate, score."""
+class Pairs:
+    """Pairs that wait: query, candidate, float32 score."""
 
-    def __init__(self, score_type: type[Score]) -> None:
+    def __init__(self) -> None:
         self.size = 0
-        self._score_type: type[Score] = score_type
-        self._parts: list[tuple[Ints, Ints, NDArray[Score]]] = []
+        self._parts: list[tuple[Ints, Ints, Singles]] = []
 
-    def add(self, query: Ints, candidate: Ints, score: NDArray[Score]) -> None:
+    def add(self, query: Ints, candidate: Ints, score: Singles) -> None:
         """Take in more."""
         self.size += len(query)
         self._parts.append((query, candidate, score))
 
-    def take_all(self) -> tuple[Ints, Ints, NDArray[Score]]:
+    def take_all(self) -> tuple[Ints, Ints, Singles]:
         """All of them, which then wait no more."""
         none = np.empty(0, np.int64)
-        parts = [(none, none, np.empty(0, self._score_type)), *self._parts]
+        parts = [(none, none, np.empty(0, np.float32)), *self._parts]
         self.size, self._parts = 0, []
         query, candidate, score = (np.concatenate(column) for column in zip(*parts, strict=True))
         return query, candidate, score

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgl_scale.evaluation import pair_products
 from dgl_scale.evaluation.bfloat16_trial import is_bfloat16_faster
 from dgl_scale.evaluation.candidate_pairs import Singles
-from dgl_scale.evaluation.pair_products import Units
+from dgl_scale.evaluation.pair_products import Units, prepare, single_products
 from dgl_scale.evaluation.score_limits import Floats, Shorts, bfloat16_bound, round_to_bfloat16
 from dgl_scale.evaluation.tile_queries import Direction, Found, TileQueries
 from dgl_scale.evaluation.unit_vectors import QUANTUM
@@ -71,7 +70,7 @@ def _side(integers: Tensor, bfloat16: bool) -> _Side:
     units = Units(integers.numpy(), integers.float().mul_(QUANTUM))
     if not bfloat16:
         return _Side(units, None, np.full(len(integers), np.inf))
-    pair_products.prepare()
+    prepare()
     return _Side(units, *round_to_bfloat16(units.singles))
 
 
@@ -126,9 +125,17 @@ def _meet_roughly(bits: Shorts, panel: TileQueries, block: TileQueries) -> bool:
     place = np.flatnonzero(mask)
     row, column = np.divmod(place, block.size)
     found = bits.ravel()[place]
-    panel.take_rough(row, column + block.rows.start, found)
+    for_panel = panel.sift(row, found)
     with block.lock:
-        block.take_rough(column, row + panel.rows.start, found)
+        for_block = block.sift(column, found)
+    some = np.flatnonzero(for_panel | for_block)
+    row, column = row[some], column[some]
+    score = single_products(panel.units, block.units, row, column)
+    own = np.flatnonzero(for_panel[some])
+    panel.take_some(row[own], column[own] + block.rows.start, score[own])
+    own = np.flatnonzero(for_block[some])
+    with block.lock:
+        block.take_some(column[own], row[own] + panel.rows.start, score[own])
     return True
 
 

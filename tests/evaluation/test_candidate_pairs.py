@@ -15,7 +15,7 @@ def test_keys_sort_by_query_falling_score_and_candidate() -> None:
 
 
 def test_pairs_come_back_once_in_order() -> None:
-    pairs = Pairs(np.float32)
+    pairs = Pairs()
     for start in (0, 3):
         pairs.add(np.arange(start, start + 3), np.arange(3), np.full(3, start, np.float32))
     assert pairs.size == 6
