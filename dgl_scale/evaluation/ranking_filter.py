@@ -26,14 +26,15 @@ from dgl_scale.evaluation.score_limits import Floats, Shorts, bfloat16_bound, ro
 from dgl_scale.evaluation.tile_queries import Direction, Found, TileQueries
 from dgl_scale.evaluation.unit_vectors import QUANTUM
 
-_TILE = 512
-"""Queries and candidates of a tile: 1 MiB of float32."""
+_TILE = 1024
+"""Queries and candidates of a tile, 2 MiB of bfloat16, where that leaves each thread `_PANELS` panels; else half as many."""
+_PANELS = 2
 _SPARSE = 24
 """Up to one in so many candidates of a tile is looked at one by one; of more, those above the right one are counted."""
 _ROUGH_AFTER = 36
 """After a tile in float32 in which at most one in so many was looked at, the next one is tried in bfloat16."""
-_LARGE = 16
-"""Tiles; with fewer it is not worth finding out whether bfloat16 is faster."""
+_LARGE = 2048**2
+"""Scores; with fewer it is not worth finding out whether bfloat16 is faster."""
 
 
 def filter_ranks(
@@ -50,7 +51,7 @@ def filter_ranks(
         bfloat16: whether tiles are tried in bfloat16, which changes the time only; by default, where that is faster.
     """
     if bfloat16 is None:
-        bfloat16 = len(_tiles(len(text))) * len(_tiles(len(video))) >= _LARGE and is_bfloat16_faster()
+        bfloat16 = len(text) * len(video) >= _LARGE and is_bfloat16_faster()
     work = _Work(_side(text, bfloat16), _side(video, bfloat16), scale, to_video, to_text)
     _in_threads(work.rank_panel, len(work.panels))
     _in_threads(lambda block: work.blocks[block].finish(), len(work.blocks))
@@ -79,14 +80,15 @@ class _Work:
 
     def __init__(self, text: _Side, video: _Side, scale: float, to_video: Direction, to_text: Direction) -> None:
         self._text, self._video = text, video
-        self.panels = _queries(text, video, scale, to_video)
-        self.blocks = _queries(video, text, scale, to_text)
+        self._tile = _TILE if len(text.units.integers) >= _TILE * _PANELS * torch.get_num_threads() else max(1, _TILE // 2)
+        self.panels = _queries(text, video, scale, to_video, self._tile)
+        self.blocks = _queries(video, text, scale, to_text, self._tile)
 
     def rank_panel(self, number: int) -> None:
         """Of one panel, all tiles."""
         panel = self.panels[number]
-        product = torch.empty(_TILE * _TILE)
-        rough_product = torch.empty(_TILE * _TILE, dtype=torch.bfloat16)
+        product = torch.empty(self._tile**2)
+        rough_product = torch.empty(self._tile**2, dtype=torch.bfloat16)
         try_rough = True
         for i in range(len(self.blocks)):
             # Each panel starts elsewhere, so that threads seldom wait for the same block.
@@ -107,9 +109,9 @@ class _Work:
         return _meet_roughly(tile.view(torch.int16).numpy(), panel, block)
 
 
-def _queries(own: _Side, other: _Side, scale: float, asked: Direction) -> list[TileQueries]:
+def _queries(own: _Side, other: _Side, scale: float, asked: Direction, tile: int) -> list[TileQueries]:
     bound = bfloat16_bound(own.units.integers.shape[1], own.residuals, float(other.residuals.max()))
-    return [TileQueries(rows, own.units[rows], other.units, bound[rows], scale, asked) for rows in _tiles(len(bound))]
+    return [TileQueries(rows, own.units[rows], other.units, bound[rows], scale, asked) for rows in _tiles(len(bound), tile)]
 
 
 def _tile(buffer: Tensor, panel: TileQueries, block: TileQueries) -> Tensor:
@@ -170,8 +172,8 @@ def _meet_dense(scores: Singles, panel: TileQueries, block: TileQueries) -> None
         block.take(column, row + panel.rows.start, found, column_counts, panel.rows)
 
 
-def _tiles(size: int) -> list[slice]:
-    return [slice(start, min(start + _TILE, size)) for start in range(0, size, _TILE)]
+def _tiles(size: int, tile: int) -> list[slice]:
+    return [slice(start, min(start + tile, size)) for start in range(0, size, tile)]
 
 
 def _join(queries: list[TileQueries], top_k: int) -> Found:

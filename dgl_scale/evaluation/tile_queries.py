@@ -261,7 +261,7 @@ def _count(mask: Bools, axis: int) -> Ints:
         return plain
     words = mask.view(np.uint64)
     if axis == 0:
-        # A row has at most _TILE / 8 = 64 words, so that no byte of their sum overflows.
+        # A row has at most 1024 / 8 = 128 words, so that no byte of their sum overflows.
         sums: Ints = np.add.reduce(words, axis=1)[:, None].view(np.uint8).sum(axis=1, dtype=np.int64)
         return sums
     counts = np.zeros(mask.shape[1], np.int64)

@@ -159,15 +159,19 @@ def test_neither_the_number_of_threads_nor_bfloat16_changes_anything() -> None:
             assert_same(rankings[0], other)
 
 
-@pytest.mark.parametrize("kind", ["random", "trained"])
-def test_bfloat16_is_tried_where_a_trial_says_so(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("faster", "large", "kind"), [(True, 1000, "trained"), (False, 1000, "trained"), (True, 10**6, "trained"), (True, 1000, "random")]
+)
+def test_bfloat16_is_used_where_it_is_faster_and_the_ranking_large(
+    faster: bool, large: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, video, target = world(kind, 3, 600, 500, 64)
-    expected = exact_ranking(text, video, target, scale=1.0, top_k=1)
-    for faster in (False, True):
-        monkeypatch.setattr(ranking_filter, "is_bfloat16_faster", lambda faster=faster: faster)
-        with products(bfloat16=None, tile=64, units=1000) as decided:
-            assert_same(rank_both_directions(text, video, target, scale=1.0, block_size=9, top_k=1), expected)
-        assert any(decided) == (faster and kind == "trained")
+    monkeypatch.setattr(ranking_filter, "is_bfloat16_faster", lambda: faster)
+    monkeypatch.setattr(ranking_filter, "_LARGE", large)
+    with products(bfloat16=None, tile=64, units=1000) as decided:
+        ranking = rank_both_directions(text, video, target, scale=1.0, block_size=9, top_k=1)
+    assert_same(ranking, exact_ranking(text, video, target, scale=1.0, top_k=1))
+    assert any(decided) == (faster and large == 1000 and kind == "trained")
 
 
 def test_the_trial_answers_and_stays_with_it() -> None:
