@@ -31,6 +31,8 @@ _ROWS = 1024
 _NOISE = 6.0
 """Of a caption against its video: R@1 is then near 50% among 20,000."""
 _SAMPLE_S = 0.01
+Contender = tuple[str, int, Callable[[], object]]
+"""Name, captions and videos, what to measure."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,18 @@ class Measurement:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, measure, print; returns the exit code."""
     parser = Parser(prog="dgl-scale bench ranking", description="Exact ranking beside the bare matrix product and other ways to rank.")
-    parser.add_argument("--size", type=positive_int, default=20_000, help="captions and videos (100000 takes half an hour on two cores)")
+    parser.add_argument(
+        "--size",
+        type=positive_int,
+        default=20_000,
+        help="captions and videos (100000 takes two minutes a round with --no-rivals on two cores)",
+    )
     parser.add_argument("--width", type=positive_int, default=512, help="components of a feature")
     parser.add_argument("--top-k", type=positive_int, default=10)
     parser.add_argument(
         "--rivals-size", type=positive_int, default=5_000, help="captions and videos of the rivals, which hold whole matrices"
     )
+    parser.add_argument("--no-rivals", action="store_true", help="only the ranking and the float32 product")
     parser.add_argument("--rounds", type=positive_int, default=3, help="each contender once a round, the fastest counts")
     parser.add_argument("--threads", type=positive_int, default=None, help="CPU threads (default: all)")
     parser.add_argument(
@@ -86,7 +94,8 @@ def _run(arguments: Namespace) -> int:
         if arguments.json:
             write_json(arguments.json, {"arguments": plain, "search": asdict(search)})
         return ExitCode.DONE
-    measurements = measure(arguments.size, arguments.width, arguments.top_k, min(arguments.rivals_size, arguments.size), arguments.rounds)
+    rivals_size = None if arguments.no_rivals else min(arguments.rivals_size, arguments.size)
+    measurements = measure(arguments.size, arguments.width, arguments.top_k, rivals_size, arguments.rounds)
     sys.stdout.write(f"{arguments.size:,} captions x {arguments.size:,} videos x {arguments.width}, {torch.get_num_threads()} threads\n")
     sys.stdout.write(_table(measurements))
     if arguments.json:
@@ -94,19 +103,31 @@ def _run(arguments: Namespace) -> int:
     return ExitCode.DONE
 
 
-def measure(size: int, width: int, top_k: int, rivals_size: int, rounds: int) -> list[Measurement]:
-    """All contenders, in turn within each round; the first is the ranking, the second its limit."""
+def measure(size: int, width: int, top_k: int, rivals_size: int | None, rounds: int) -> list[Measurement]:
+    """All contenders, in turn within each round; the first is the ranking, the second its limit, and the only ones without rivals."""
     text, video = make_features(size, width, _NOISE)
-    far, _ = make_features(size, width, 1e4)
-    few = text[:rivals_size], video[:rivals_size]
-    contenders: list[tuple[str, int, Callable[[], object]]] = [
+    contenders: list[Contender] = [
         ("exact ranking", size, lambda: _rank(text, video, top_k)),
         ("bare product, float32", size, lambda: _products(text, video)),
+    ]
+    if rivals_size is not None:
+        contenders += _rivals(text, video, top_k, rivals_size)
+    return _measure(contenders, rounds)
+
+
+def _rivals(text: Tensor, video: Tensor, top_k: int, rivals_size: int) -> list[Contender]:
+    size, width = text.shape
+    far, _ = make_features(size, width, 1e4)
+    few = text[:rivals_size], video[:rivals_size]
+    return [
         ("exact ranking, untrained features", size, lambda: _rank(far, video, top_k)),
         ("bare product, float64", size, lambda: _products(text.double(), video.double())),
         ("whole matrix, sorted", rivals_size, lambda: ranks_by_sorting(*few)),
         ("chunks, counted", rivals_size, lambda: ranks_by_chunks(*few)),
     ]
+
+
+def _measure(contenders: Sequence[Contender], rounds: int) -> list[Measurement]:
     seconds: dict[str, list[float]] = {name: [] for name, _, _ in contenders}
     cpu: dict[str, float] = dict.fromkeys(seconds, math.inf)
     peaks: dict[str, int] = dict.fromkeys(seconds, 0)

@@ -30,3 +30,9 @@ def test_the_command_prints_ratios_and_writes_json(tmp_path: Path, capsys: pytes
     written = json.loads((tmp_path / "figures.json").read_text())["measurements"]
     assert [one["size"] for one in written] == [60, 60, 60, 60, 40, 40]
     assert all(one["seconds"] > 0 and one["name"] in printed for one in written)
+
+
+def test_without_rivals_only_the_ranking_and_its_limit_are_measured(tmp_path: Path) -> None:
+    assert main(["--size", "60", "--width", "8", "--rounds", "1", "--no-rivals", "--json", str(tmp_path / "figures.json")]) == 0
+    written = json.loads((tmp_path / "figures.json").read_text())["measurements"]
+    assert [one["name"] for one in written] == ["exact ranking", "bare product, float32"]
