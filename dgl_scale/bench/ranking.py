@@ -75,9 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--faiss", action="store_true", help="instead: approximate search by FAISS beside exact search, its recall and speed"
     )
-    parser.add_argument("--faiss-vectors", type=positive_int, default=200_000, help="10000000 takes 5 GB with 64 components, and long")
+    parser.add_argument("--faiss-vectors", type=positive_int, default=200_000, help="10000000 take long")
     parser.add_argument("--faiss-dim", type=positive_int, default=64, help="components of each")
     parser.add_argument("--faiss-queries", type=positive_int, default=1_000)
+    parser.add_argument(
+        "--faiss-code-bytes", type=positive_int, metavar="N", help="keep a vector as N bytes (product quantisation); default: whole"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
@@ -89,7 +92,7 @@ def _run(arguments: Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     if arguments.faiss:
-        search = measure_search(arguments.faiss_vectors, arguments.faiss_dim, arguments.faiss_queries)
+        search = measure_search(arguments.faiss_vectors, arguments.faiss_dim, arguments.faiss_queries, arguments.faiss_code_bytes)
         sys.stdout.write(table(search))
         if arguments.json:
             write_json(arguments.json, {"arguments": plain, "search": asdict(search)})
