@@ -104,7 +104,8 @@ def measure_search(vectors: int, width: int, queries: int, code_bytes: int | Non
         with build:
             inverted.add(block)
         with search:
-            best.add(*faiss.knn(asked, block, min(TOP_K, len(block)), metric=faiss.METRIC_INNER_PRODUCT), start)
+            scores, rows = faiss.knn(asked, block, min(TOP_K, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            best.add(scores, rows, start)
     approximations = []
     for probes in (p for p in _PROBES if p <= cells):
         inverted.nprobe = probes
@@ -150,23 +151,22 @@ def recall(found: NDArray[np.int64], best: NDArray[np.int64]) -> float:
 def table(search: Search) -> str:
     """Lines to print."""
     kept = "kept whole" if search.code_bytes is None else f"codes of {search.code_bytes} bytes"
+    exact = f"{search.exact_seconds:>9.3f}{search.exact_cpu_seconds:>9.3f}{1:>9.1f}x{1:>12.1f}x{100:>10.1f}%{100:>12.1f}%"
+    built = f"{search.build_seconds:.1f} s ({search.build_cpu_seconds:.1f} CPU s)"
     rows = [
         f"FAISS: {search.vectors:,} clustered vectors x {search.width}, {kept}, best {TOP_K} of {search.queries:,} queries, "
         f"{torch.get_num_threads()} threads",
         f"  {'':<30}{'seconds':>9}{'CPU s':>9}{'of exact':>10}{'in CPU time':>13}{f'recall@{TOP_K}':>11}{f'in best {_RESCORED}':>13}",
-        f"  {'exact (all vectors)':<30}{search.exact_seconds:>9.3f}{search.exact_cpu_seconds:>9.3f}{1:>9.1f}x{1:>12.1f}x{100:>10.1f}%{100:>12.1f}%",
+        f"  {'exact (all vectors)':<30}{exact}",
     ]
     for one in search.approximations:
         times = f"{f'{one.probes} of {search.cells:,} cells':<30}{one.seconds:>9.3f}{one.cpu_seconds:>9.3f}"
         ratios = f"{search.exact_seconds / one.seconds:>9.1f}x{search.exact_cpu_seconds / one.cpu_seconds:>12.1f}x"
         rows.append(f"  {times}{ratios}{100 * one.recall:>10.1f}%{100 * one.recall_rescored:>12.1f}%")
-    rows.append(
-        f"  the cells took {search.build_seconds:.1f} s ({search.build_cpu_seconds:.1f} CPU s) to build, the process {search.peak_bytes / 1e9:.2f} GB; "
-        "x: how many times as fast."
-    )
-    rows.append(
-        f"  in best {_RESCORED}: what recall@{TOP_K} would be if its best {_RESCORED} were scored exactly. Evaluation ranks exactly."
-    )
+    rows += [
+        f"  the cells took {built} to build, the process {search.peak_bytes / 1e9:.2f} GB; x: how many times as fast.",
+        f"  in best {_RESCORED}: what recall@{TOP_K} would be if its best {_RESCORED} were scored exactly. Evaluation ranks exactly.",
+    ]
     return "\n".join(rows) + "\n"
 
 

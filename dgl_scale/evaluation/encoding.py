@@ -15,9 +15,8 @@ from dgl_scale.evaluation.embedding import Annotations
 from dgl_scale.evaluation.feature_keys import FeatureKeys, prompts_digest
 from dgl_scale.evaluation.feature_store import Entry, FeatureStore
 from dgl_scale.evaluation.features import Features, join_features
+from dgl_scale.evaluation.pairwise import InProcess, Pairwise
 from dgl_scale.evaluation.ranking_tasks import is_worth_tasks
-from dgl_scale.evaluation.ranks import Ranking
-from dgl_scale.evaluation.retrieval import rank_features
 from dgl_scale.evaluation.units import EncodedCaptions, EncodedUnit, Unit, check_split, check_unit, split_units
 from dgl_scale.evaluation.workers import WorkerJob, Workers
 from dgl_scale.model.frozen_clip import EvaluatedModel
@@ -126,10 +125,11 @@ class SplitEncoder:
         encoded = tuple(sum(unit.stop - unit.start for unit in missing if getattr(unit, half)) for half in ("frames", "captions"))
         return EncodedSplit([done[unit.start] for unit in wanted], index, (encoded[0], encoded[1]))
 
-    def rank(self, features: Features) -> Ranking:
-        """Ranks of both directions, by the workers where that pays; bitwise the same. Raises as `Workers.rank`."""
+    def pairwise(self, num_texts: int, num_videos: int) -> Pairwise:
+        """What ranks so many captions and videos until the next `encode`: the workers where that pays. Raises as `Workers.pairwise`."""
         evaluation = self._config.evaluation
-        return self._workers.rank(features) if is_worth_tasks(features, evaluation) else rank_features(features, evaluation)
+        is_large = is_worth_tasks(num_texts, num_videos, evaluation)
+        return self._workers.pairwise() if is_large else InProcess(evaluation.block_size)
 
     def _encode_missing(
         self, missing: Sequence[Unit], done: dict[int, EncodedUnit], model: EvaluatedModel, index: SplitIndex, keys: FeatureKeys

@@ -94,7 +94,7 @@ def _own_standing(similarity: NDArray[Any], target: NDArray[Any]) -> tuple[NDArr
     for columns in _blocks(*similarity.shape[::-1]):
         scores = np.ascontiguousarray(similarity[:, columns].T)
         for video, column in enumerate(scores, columns.start):
-            above[own[video]], equal[own[video]] = standing(column, own[video])
+            above[own[video]], equal[own[video]] = standing(column, column[own[video]])
     return above, equal
 
 

@@ -5,40 +5,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dgl_scale.evaluation.ranking_input import Parts, in_parts
+from dgl_scale.evaluation.ranks import UNITS_AT_ONCE
 from dgl_scale.evaluation.unit_vectors import exact_unit
 
 Ints = NDArray[np.int64]
 
-_SCORES_AT_ONCE = 4_000_000
+_VIDEOS_AT_ONCE = 128
 
 
-def own_caption_standing(text: Tensor, video: Tensor, target: Tensor) -> tuple[Ints, Ints]:
-    """Of each caption, among all captions as answers to its own video: how many score higher, and how many equally.
+def own_caption_standing(video: Tensor, start: int, text: Tensor | Parts, own: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of captions, among all captions as answers to their own video: how many score higher, and how many equally.
 
-    Exact, as the ranking is. The whole matrix is computed, a few videos at a time.
+    Exact, as the ranking is. The whole matrix is computed, a tile at a time.
 
     Args:
-        text: `[Q, E]`, `video`: `[V, E]`.
+        video: `[n, E]`, videos `start` to `start + n`.
+        text: all captions, `[Q, E]`, whole or in parts, of which one is held at a time.
+        own: float64 `[Q]`, the cosine of each caption with its own video, see `ranks.own_scores`.
         target: int64 `[Q]`, the video of each caption.
 
     Returns:
-        int64 `[Q]`, captions above; int64 `[Q]`, captions that tie, itself included.
+        int64 `[q]`, the captions of these videos, and of each of them the captions above and those that tie, itself included.
     """
-    above, equal = np.zeros(len(target), np.int64), np.zeros(len(target), np.int64)
-    order = target.argsort(stable=True)
-    ends = torch.bincount(target, minlength=len(video)).cumsum(0).tolist()
-    step = max(1, _SCORES_AT_ONCE // len(text))
-    units = exact_unit(text)
-    for start in range(0, len(video), step):
-        scores = (exact_unit(video[start : start + step]) @ units.T).cpu().numpy()  # [step, Q]
-        for row, column in enumerate(scores, start):
-            own = order[ends[row - 1] if row else 0 : ends[row]].cpu().numpy()
-            above[own], equal[own] = standing(column, own)
-    return above, equal
+    rows = target - start
+    captions = ((rows >= 0) & (rows < len(video))).nonzero()[:, 0]
+    captions = captions[rows[captions].argsort(stable=True)]
+    ends = [0, *torch.bincount(rows[captions], minlength=len(video)).cumsum(0).tolist()]
+    scores = own[captions].cpu().numpy()
+    above, equal = np.zeros(len(captions), np.int64), np.zeros(len(captions), np.int64)
+    for part in in_parts(text):
+        for block in torch.split(part, UNITS_AT_ONCE):
+            units = exact_unit(block).T
+            for first in range(0, len(video), _VIDEOS_AT_ONCE):
+                tile = (exact_unit(video[first : first + _VIDEOS_AT_ONCE]) @ units).cpu().numpy()
+                for row, column in enumerate(tile, first):
+                    some = slice(ends[row], ends[row + 1])
+                    found = standing(column, scores[some])
+                    above[some] += found[0]
+                    equal[some] += found[1]
+    return captions, torch.from_numpy(above), torch.from_numpy(equal)
 
 
-def standing(scores: NDArray[np.floating], own: Ints) -> tuple[Ints, Ints]:
-    """How many of `scores` `[Q]` are above, and how many equal, those at the places `own`."""
+def standing(scores: NDArray[np.floating], own: NDArray[np.floating]) -> tuple[Ints, Ints]:
+    """How many of `scores` are above, and how many equal, each of `own`."""
     rising = np.sort(scores)
-    first, end = np.searchsorted(rising, scores[own], "left"), np.searchsorted(rising, scores[own], "right")
+    first, end = np.searchsorted(rising, own, "left"), np.searchsorted(rising, own, "right")
     return len(scores) - end, end - first

@@ -6,7 +6,8 @@ from dgl_scale.config import QueryBankConfig, RunConfig
 from dgl_scale.errors import ConfigError
 from dgl_scale.evaluation.encoding import SplitEncoder
 from dgl_scale.evaluation.features import Features
-from dgl_scale.evaluation.rescoring import LabelledFeatures, bank_rows, qb_norm_figures
+from dgl_scale.evaluation.pairwise import labelled
+from dgl_scale.evaluation.rescoring import bank_rows, qb_norm_figures
 from dgl_scale.evaluation.splits import absolute, open_split
 from dgl_scale.model.frozen_clip import EvaluatedModel
 
@@ -42,10 +43,6 @@ def query_bank_figures(
     validation = None
     if len(bank.betas) > 1:
         split = absolute(str(config.data.validation))
-        validation = _labelled(encoder.encode(model, open_split(config, split), split).features(test.scale))
-    block_size = config.evaluation.block_size
-    return qb_norm_figures(_labelled(test), captions, validation, bank, scale=test.scale, block_size=block_size)
-
-
-def _labelled(features: Features) -> LabelledFeatures:
-    return LabelledFeatures(features.text, features.video, features.video_index)
+        validation = labelled(encoder.encode(model, open_split(config, split), split).features(test.scale))
+    pairwise = encoder.pairwise(max(len(test.text), len(captions)), len(test.keys))
+    return qb_norm_figures(labelled(test), captions, validation, bank, scale=test.scale, pairwise=pairwise)

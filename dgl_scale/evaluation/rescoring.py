@@ -1,7 +1,7 @@
 """Post-processing of scores that looks at other queries; reported under `rerank`, never as the model's own figure.
 
 Dual softmax (Cheng et al., 2021, arXiv 2109.04290) uses the other test queries; QB-Norm (Bogolin et al., 2022,
-arXiv 2112.12777) a bank of training queries. Both are `Adjust` functions for `ranks.rank_both_directions`.
+arXiv 2112.12777) a bank of training queries. Both are `Adjust` functions for a ranking, which go to its tasks too.
 Unlike cosines, their scores are not exact; they are compared to 40 bits, so that equal candidates still tie.
 """
 
@@ -15,29 +15,89 @@ from torch import Tensor
 from dgl_scale.config import QueryBankConfig
 from dgl_scale.errors import ConfigError
 from dgl_scale.evaluation.metrics import retrieval_metrics
-from dgl_scale.evaluation.ranks import Adjust, rank_both_directions
-from dgl_scale.evaluation.unit_vectors import exact_unit
+from dgl_scale.evaluation.pairwise import LabelledFeatures, Pairwise
+from dgl_scale.evaluation.ranks import Adjust
 
 _COMPARED_BITS = 40
 
 
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Captions and the videos that they describe.
+@dataclass(frozen=True, eq=False)
+class TimesSoftmax:
+    """Scores times their softmax over the queries.
 
     Attributes:
-        text: `[Q, E]`.
-        video: `[V, E]`.
-        target: int64 `[Q]`, the video of each caption.
+        log_sums: float64, of each candidate: log of the sum of `exp(score)` over the queries.
+        are_videos: whether the candidates are videos (`[V]`) or captions (`[Q]`).
     """
 
-    text: Tensor
-    video: Tensor
-    target: Tensor
+    log_sums: Tensor
+    are_videos: bool
+
+    def __call__(self, scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
+        """As `ranks.Adjust`."""
+        return _rounded(scores * (scores - self.log_sums[videos if self.are_videos else texts]).exp())
+
+
+@dataclass(frozen=True, eq=False)
+class QueryBankNorm:
+    """Text-to-video scores under QB-Norm (dynamic inverted softmax).
+
+    Normalised queries are scored by the logarithm of `exp(beta s) / sum`, which ranks the same.
+
+    Attributes:
+        is_normalised: bool `[Q]`, which queries are.
+        log_sums: float64 `[V]`, log of each candidate's sum of `exp(beta s)` over the bank.
+        factor: β by the scale of the scores.
+    """
+
+    is_normalised: Tensor
+    log_sums: Tensor
+    factor: float
+
+    def __call__(self, scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
+        """As `ranks.Adjust`."""
+        normalised = _rounded(scores * self.factor - self.log_sums[videos])
+        return torch.where(self.is_normalised[texts], normalised, scores)
+
+
+class BankedFeatures:
+    """Features that are ranked with a bank of training captions, under one β after the other.
+
+    A candidate is activated if at least θ captions of the bank have it among their first k. A query whose best candidate
+    is activated is normalised.
+
+    Args:
+        features: what is ranked.
+        bank: `[M, E]`, see `bank_rows`.
+        config: θ and k.
+        scale: the model's logit scale.
+    """
+
+    def __init__(self, features: LabelledFeatures, bank: Tensor, config: QueryBankConfig, *, scale: float, pairwise: Pairwise) -> None:
+        self._features, self._bank, self._scale, self._pairwise = features, bank, scale, pairwise
+        is_activated = pairwise.count_best(bank, features.video, top_k=config.k) >= config.theta
+        plain = pairwise.rank(features, scale=scale, top_k=1).text_to_video
+        self.is_normalised = is_activated[plain.top_indices[:, 0]]
+
+    def adjust(self, beta: float) -> QueryBankNorm:
+        """QB-Norm with this inverse temperature of the cosine."""
+        log_sums = self._pairwise.log_sums(self._features.video, self._bank, scale=beta)
+        return QueryBankNorm(self.is_normalised, log_sums, beta / self._scale)
+
+    def metrics(self, beta: float) -> dict[str, float]:
+        """Of text-to-video."""
+        ranking = self._pairwise.rank(self._features, scale=self._scale, top_k=1, adjust=(self.adjust(beta), unchanged))
+        return retrieval_metrics(ranking.text_to_video.ranks.numpy())
 
 
 def qb_norm_figures(
-    test: LabelledFeatures, bank: Tensor, validation: LabelledFeatures | None, config: QueryBankConfig, *, scale: float, block_size: int
+    test: LabelledFeatures,
+    bank: Tensor,
+    validation: LabelledFeatures | None,
+    config: QueryBankConfig,
+    *,
+    scale: float,
+    pairwise: Pairwise,
 ) -> dict[str, Any]:
     """QB-Norm's entry of `rerank`: text-to-video metrics of `test`, with β chosen on `validation` and never on `test`.
 
@@ -49,7 +109,7 @@ def qb_norm_figures(
         validation: where β is chosen; may be None if the config names one β only.
         config: θ, k and the candidates of β.
         scale: the model's logit scale.
-        block_size: as in the ranking.
+        pairwise: where it is computed.
 
     Returns:
         `text_to_video` (the metrics), `beta`, `k`, `theta`, `bank` (its size), `beta_chosen_on` (`validation` or `config`).
@@ -65,40 +125,20 @@ def qb_norm_figures(
             "set data.validation, or one beta"
         )
     else:
-        beta, chosen_on = choose_beta(validation, bank, config, scale=scale, block_size=block_size), "validation"
-    metrics = qb_norm_metrics(test, bank, beta, config, scale=scale, block_size=block_size)
+        beta, chosen_on = choose_beta(BankedFeatures(validation, bank, config, scale=scale, pairwise=pairwise), config.betas), "validation"
+    metrics = BankedFeatures(test, bank, config, scale=scale, pairwise=pairwise).metrics(beta)
     origin = {"beta": beta, "k": config.k, "theta": config.theta, "bank": len(bank), "beta_chosen_on": chosen_on}
     return {"text_to_video": metrics, **origin}
 
 
-def choose_beta(validation: LabelledFeatures, bank: Tensor, config: QueryBankConfig, *, scale: float, block_size: int) -> float:
+def choose_beta(validation: BankedFeatures, betas: Sequence[float]) -> float:
     """The candidate with the highest text-to-video R@1 on `validation`; of equal ones that with the lowest mean rank, then the first."""
 
     def merit(beta: float) -> tuple[float, float]:
-        metrics = qb_norm_metrics(validation, bank, beta, config, scale=scale, block_size=block_size)
+        metrics = validation.metrics(beta)
         return metrics["R@1"], -metrics["MnR"]
 
-    return max(config.betas, key=merit)
-
-
-def qb_norm_metrics(
-    features: LabelledFeatures, bank: Tensor, beta: float, config: QueryBankConfig, *, scale: float, block_size: int
-) -> dict[str, float]:
-    """Text-to-video metrics under QB-Norm with one β."""
-    is_normalised, log_sums = query_bank_norm(
-        features.text, features.video, bank, beta=beta, top_k=config.k, threshold=config.theta, block_size=block_size
-    )
-    adjust = normalised_text_to_video(is_normalised, log_sums, beta=beta, scale=scale)
-    ranking = rank_both_directions(
-        features.text,
-        features.video,
-        features.target,
-        scale=scale,
-        block_size=block_size,
-        top_k=1,
-        adjust=(adjust, lambda scores, texts, videos: scores),
-    )
-    return retrieval_metrics(ranking.text_to_video.ranks.numpy())
+    return max(betas, key=merit)
 
 
 def bank_rows(num_captions: int, limit: int) -> Sequence[int]:
@@ -107,72 +147,23 @@ def bank_rows(num_captions: int, limit: int) -> Sequence[int]:
     return [i * num_captions // size for i in range(size)]
 
 
-def dual_softmax(text: Tensor, video: Tensor, *, scale: float, block_size: int) -> tuple[Adjust, Adjust]:
+def dual_softmax(text: Tensor, video: Tensor, *, scale: float, pairwise: Pairwise) -> tuple[Adjust, Adjust]:
     """Scores times their softmax over the queries: over captions for text-to-video, over videos for video-to-text.
 
     Args:
         text: `[Q, E]`.
         video: `[V, E]`.
         scale: as in the ranking; it is the softmax's inverse temperature.
+        pairwise: where it is computed.
     """
-    per_video = _log_sum_exp(video, text, scale, block_size)  # [V]
-    per_caption = _log_sum_exp(text, video, scale, block_size)  # [Q]
-
-    def text_to_video(scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
-        return _rounded(scores * (scores - per_video[videos]).exp())
-
-    def video_to_text(scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
-        return _rounded(scores * (scores - per_caption[texts]).exp())
-
-    return text_to_video, video_to_text
+    per_video = pairwise.log_sums(video, text, scale=scale)
+    per_caption = pairwise.log_sums(text, video, scale=scale)
+    return TimesSoftmax(per_video, are_videos=True), TimesSoftmax(per_caption, are_videos=False)
 
 
-def query_bank_norm(
-    queries: Tensor, candidates: Tensor, bank: Tensor, *, beta: float, top_k: int, threshold: int, block_size: int
-) -> tuple[Tensor, Tensor]:
-    """What QB-Norm (dynamic inverted softmax) changes; give the result to `normalised_text_to_video`.
-
-    A candidate is activated if at least `threshold` bank queries have it among their `top_k`. A query whose
-    best candidate is activated is normalised.
-
-    Args:
-        queries: `[Q, E]`, `candidates`: `[V, E]`, `bank`: `[M, E]`, training queries.
-        beta: inverse temperature of the cosine.
-
-    Returns:
-        bool `[Q]`, which queries are normalised; float64 `[V]`, log of each candidate's sum of `exp(beta s)` over the bank.
-    """
-    units = exact_unit(candidates)
-    found = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
-    for block in torch.split(bank, block_size):
-        best = (exact_unit(block) @ units.T).topk(min(top_k, len(candidates)), dim=1).indices
-        found += torch.bincount(best.flatten(), minlength=len(candidates))
-    best_candidate = torch.cat([(exact_unit(block) @ units.T).argmax(dim=1) for block in torch.split(queries, block_size)])
-    return (found >= threshold)[best_candidate], _log_sum_exp(candidates, bank, beta, block_size)
-
-
-def normalised_text_to_video(is_normalised: Tensor, log_sums: Tensor, *, beta: float, scale: float) -> Adjust:
-    """QB-Norm as an adjustment of text-to-video scores.
-
-    Normalised queries are scored by the logarithm of `exp(beta s) / sum`, which ranks the same.
-    """
-
-    def adjust(scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
-        normalised = _rounded(scores * (beta / scale) - log_sums[videos])
-        return torch.where(is_normalised[texts], normalised, scores)
-
-    return adjust
-
-
-def _log_sum_exp(rows: Tensor, columns: Tensor, scale: float, block_size: int) -> Tensor:
-    """Float64 `[len(rows)]`: log of the sum over columns of `exp(scale * cosine)`."""
-    total = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
-    units = [exact_unit(block) for block in torch.split(rows, block_size)]
-    for block in torch.split(columns, block_size):
-        unit = exact_unit(block)
-        part = torch.cat([(row_unit @ unit.T * scale).logsumexp(dim=1) for row_unit in units])
-        total = torch.logaddexp(total, part)
-    return total
+def unchanged(scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
+    """The `Adjust` of a direction that keeps the model's scores."""
+    return scores
 
 
 def _rounded(scores: Tensor) -> Tensor:

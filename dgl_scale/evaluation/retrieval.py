@@ -20,8 +20,8 @@ from dgl_scale.evaluation.metrics import (
     recall_sum_interval,
     retrieval_metrics,
 )
-from dgl_scale.evaluation.own_captions import own_caption_standing
-from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
+from dgl_scale.evaluation.pairwise import InProcess, Pairwise, labelled
+from dgl_scale.evaluation.ranks import Ranking
 from dgl_scale.evaluation.rescoring import dual_softmax
 from dgl_scale.evaluation.unit_vectors import pair_scores
 
@@ -44,14 +44,7 @@ class Retrieval:
 
 def rank_features(features: Features, evaluation: EvaluationConfig) -> Ranking:
     """Ranks of both directions by the model's own scores."""
-    return rank_both_directions(
-        features.text,
-        features.video,
-        features.video_index,
-        scale=features.scale,
-        block_size=evaluation.block_size,
-        top_k=evaluation.top_k,
-    )
+    return InProcess(evaluation.block_size).rank(labelled(features), scale=features.scale, top_k=evaluation.top_k)
 
 
 def flat_metrics(ranking: Ranking) -> dict[str, float]:
@@ -64,19 +57,20 @@ def flat_metrics(ranking: Ranking) -> dict[str, float]:
 
 
 def evaluate_features(
-    features: Features, evaluation: EvaluationConfig, *, twins: dict[str, str], seed: int, ranking: Ranking | None = None
+    features: Features, evaluation: EvaluationConfig, *, twins: dict[str, str], seed: int, pairwise: Pairwise | None = None
 ) -> Retrieval:
     """All figures of a split.
 
     Args:
-        ranking: of these features, where it is known.
         twins: sample key to the key of the clip that differs from it in one thing only; may be empty.
         seed: of the bootstrap.
+        pairwise: where rankings, reranked ones too, are computed; None: in this process. The figures are bitwise the same.
 
     Raises:
         DataError: as `rank_both_directions`.
     """
-    ranking = ranking or rank_features(features, evaluation)
+    pairwise = pairwise or InProcess(evaluation.block_size)
+    ranking = pairwise.rank(labelled(features), scale=features.scale, top_k=evaluation.top_k)
     target, samples = features.video_index.numpy(), evaluation.bootstrap_samples
     ranks = {name: getattr(ranking, name).ranks.numpy() for name in DIRECTIONS}
     figures: dict[str, Any] = {}
@@ -86,9 +80,9 @@ def evaluate_features(
     figures["RSum"] = recall_sum(ranks["text_to_video"], ranks["video_to_text"])
     figures["RSum_interval"] = recall_sum_interval(ranks["text_to_video"], ranks["video_to_text"], target, samples=samples, seed=seed)
     if len(target) > len(features.keys):
-        above, equal = own_caption_standing(features.text, features.video, features.video_index)
-        add_graded(figures["video_to_text"], above, equal, target, samples=samples, seed=seed)
-    figures["rerank"] = {"dual_softmax": _dual_softmax_metrics(features, evaluation)}
+        above, equal = pairwise.own_caption_standing(labelled(features))
+        add_graded(figures["video_to_text"], above.numpy(), equal.numpy(), target, samples=samples, seed=seed)
+    figures["rerank"] = {"dual_softmax": _dual_softmax_metrics(features, pairwise)}
     if pairs := twin_accuracy(features, twins, samples=samples, seed=seed):
         figures["pair_accuracy"] = pairs
     return Retrieval({**figures, "queries": len(features.text), "videos": len(features.keys)}, ranking)
@@ -150,9 +144,7 @@ def _best_scores(features: Features, videos: Tensor, described: Tensor) -> Tenso
     return torch.stack(best)
 
 
-def _dual_softmax_metrics(features: Features, evaluation: EvaluationConfig) -> dict[str, dict[str, float]]:
-    adjust = dual_softmax(features.text, features.video, scale=features.scale, block_size=evaluation.block_size)
-    ranking = rank_both_directions(
-        features.text, features.video, features.video_index, scale=features.scale, block_size=evaluation.block_size, top_k=1, adjust=adjust
-    )
+def _dual_softmax_metrics(features: Features, pairwise: Pairwise) -> dict[str, dict[str, float]]:
+    adjust = dual_softmax(features.text, features.video, scale=features.scale, pairwise=pairwise)
+    ranking = pairwise.rank(labelled(features), scale=features.scale, top_k=1, adjust=adjust)
     return {name: retrieval_metrics(getattr(ranking, name).ranks.numpy()) for name in DIRECTIONS}

@@ -115,8 +115,8 @@ class Evaluator:
         encoded = self._encoder.encode(model, self._index, self._split)
         features = encoded.features(float(model.logit_scale.exp()))
         annotations = encoded.annotations()
-        ranking = self._encoder.rank(features)
-        retrieval = evaluate_features(features, evaluation, twins=annotations.twins, seed=config.seed, ranking=ranking)
+        pairwise = self._encoder.pairwise(len(features.text), len(features.keys))
+        retrieval = evaluate_features(features, evaluation, twins=annotations.twins, seed=config.seed, pairwise=pairwise)
         if (bank := evaluation.qb_norm) is not None:
             retrieval.figures["rerank"]["qb_norm"] = query_bank_figures(self._encoder, model, config, bank, features)
         facts = build_facts(self._split, self._index.num_videos)

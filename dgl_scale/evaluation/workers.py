@@ -24,9 +24,7 @@ from dgl_scale.data.reader import SampleReader
 from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.errors import ConfigError, DglError
 from dgl_scale.evaluation.embedding import build_model_of
-from dgl_scale.evaluation.features import Features
-from dgl_scale.evaluation.ranking_tasks import rank_by_tasks
-from dgl_scale.evaluation.ranks import Ranking
+from dgl_scale.evaluation.ranking_tasks import ByTasks
 from dgl_scale.evaluation.splits import open_split
 from dgl_scale.evaluation.units import EncodedUnit, ReadUnit, Unit, encode_unit, read_unit
 from dgl_scale.model import DGL
@@ -167,17 +165,16 @@ class Workers:
         pool = self._pool or self._start()
         yield from pool.run(make_tasks(units, self._job.config.evaluation.num_workers), prompts_digest, prompts)
 
-    def rank(self, features: Features) -> Ranking:
-        """Ranks of both directions, by as many tasks of Ray at a time as there are workers; see `ranking_tasks`.
+    def pairwise(self) -> ByTasks:
+        """Rankings by as many tasks of Ray at a time as there are workers; see `ranking_tasks`.
 
-        The actors end before, since they hold the CPUs; the next `encode` starts new ones.
+        The actors end, since they hold the CPUs that the tasks need; the next `encode` starts new ones, and then this must be called again.
 
         Raises:
-            DataError: as `rank_both_directions`.
             ConfigError, DglError: as `encode`.
         """
         (self._pool or self._start()).free_resources()
-        return rank_by_tasks(features, self._job.config.evaluation)
+        return ByTasks(self._job.config.evaluation)
 
     def _start(self) -> "_Pool":
         evaluation = self._job.config.evaluation

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -138,3 +140,17 @@ def process_title(pid: int) -> str:
 def find_descendants() -> Callable[[int], list[tuple[int, str]]]:
     """`find_descendants(pid)`: number and command line of every process below it."""
     return lambda pid: [(child, process_title(child)) for child in descendants(pid)]
+
+
+@pytest.fixture
+def kill_workers(find_descendants: Callable[[int], list[tuple[int, str]]]) -> Callable[..., int]:
+    """`kill_workers(most)`: SIGKILL to at most so many of this cluster's workers, found by the titles that Ray gives its processes."""
+
+    def kill(most: int, title: str = "ray::Encoder") -> int:
+        pids = [pid for pid, found in find_descendants(os.getpid()) if found.startswith(title)][:most]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(pids)
+
+    return kill

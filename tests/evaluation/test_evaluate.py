@@ -21,7 +21,8 @@ from dgl_scale.data.tokenizer import load_tokenizer
 from dgl_scale.evaluation import report_command
 from dgl_scale.evaluation.embedding import encode_split, evaluate_model, load_model, read_annotations
 from dgl_scale.evaluation.features import join_features
-from dgl_scale.evaluation.rescoring import LabelledFeatures, qb_norm_figures
+from dgl_scale.evaluation.pairwise import InProcess, labelled
+from dgl_scale.evaluation.rescoring import qb_norm_figures
 from dgl_scale.evaluation.results import read_ranks, read_results
 from dgl_scale.files import exclusive_lock
 from dgl_scale.model import build_model, save_prompts
@@ -139,10 +140,9 @@ def test_a_whole_evaluation_and_its_report(
     torch.set_num_threads(threads)
     # All three splits are one here: captions are their own bank.
     features, bank = join_features([part]), config.evaluation.qb_norm
-    labelled = LabelledFeatures(features.text, features.video, features.video_index)
     assert bank is not None
     here.figures["rerank"]["qb_norm"] = qb_norm_figures(
-        labelled, features.text, labelled, bank, scale=features.scale, block_size=config.evaluation.block_size
+        labelled(features), features.text, labelled(features), bank, scale=features.scale, pairwise=InProcess(64)
     )
     assert {name: results[name] for name in here.figures} == here.figures
     assert [row["rank"] for row in read_ranks(folder, "video_to_text")] == here.ranking.video_to_text.ranks.tolist()

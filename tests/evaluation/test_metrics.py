@@ -17,7 +17,7 @@ from dgl_scale.evaluation.metrics import (
     recall_sum_interval,
     retrieval_metrics,
 )
-from dgl_scale.evaluation.own_captions import own_caption_standing
+from dgl_scale.evaluation.pairwise import InProcess, LabelledFeatures
 from dgl_scale.evaluation.ranks import rank_both_directions
 from dgl_scale.evaluation.unit_vectors import exact_unit
 from dgl_scale.torchvision_import import import_open_clip
@@ -132,7 +132,8 @@ def test_graded_metrics_agree_with_scikit_learn(seed: int, distinct: int) -> Non
     words = torch.randn(distinct, 9, generator=generator)
     text, video = words[torch.randint(distinct, (60,), generator=generator)], words[torch.randint(distinct, (17,), generator=generator)]
     target = torch.cat([torch.arange(17), torch.randint(17, (43,), generator=generator)])[torch.randperm(60, generator=generator)]
-    above, equal = own_caption_standing(text, video, target)
+    standing = InProcess(8).own_caption_standing(LabelledFeatures(text, video, target))
+    above, equal = (one.numpy() for one in standing)
     scores = (exact_unit(video) @ exact_unit(text).T).numpy()
     is_right = (target[None, :] == torch.arange(17)[:, None]).numpy()
     precisions, gains = average_precisions(above, equal, target.numpy()), discounted_gains(above, equal, target.numpy())

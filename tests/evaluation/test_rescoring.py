@@ -7,16 +7,9 @@ from torch import Tensor
 from dgl_scale.config import QueryBankConfig
 from dgl_scale.errors import ConfigError
 from dgl_scale.evaluation.metrics import retrieval_metrics
-from dgl_scale.evaluation.ranks import Adjust, rank_both_directions
-from dgl_scale.evaluation.rescoring import (
-    LabelledFeatures,
-    bank_rows,
-    dual_softmax,
-    normalised_text_to_video,
-    qb_norm_figures,
-    qb_norm_metrics,
-    query_bank_norm,
-)
+from dgl_scale.evaluation.pairwise import InProcess, LabelledFeatures
+from dgl_scale.evaluation.ranks import rank_both_directions
+from dgl_scale.evaluation.rescoring import BankedFeatures, bank_rows, dual_softmax, qb_norm_figures, unchanged
 from dgl_scale.evaluation.unit_vectors import exact_unit
 
 SCALE = 20.0
@@ -36,7 +29,7 @@ def matrix_ranks(scores: Tensor, right: Tensor) -> list[float]:
 def test_dual_softmax_is_that_of_the_full_matrix(block_size: int) -> None:
     text, video = features(0, 17, 17)
     target = torch.arange(17)
-    adjust = dual_softmax(text, video, scale=SCALE, block_size=block_size)
+    adjust = dual_softmax(text, video, scale=SCALE, pairwise=InProcess(block_size))
     ranking = rank_both_directions(text, video, target, scale=SCALE, block_size=block_size, top_k=2, adjust=adjust)
     similarity = exact_unit(text) @ exact_unit(video).T * SCALE
     assert ranking.text_to_video.ranks.tolist() == matrix_ranks(similarity * similarity.softmax(dim=0), target)
@@ -46,7 +39,7 @@ def test_dual_softmax_is_that_of_the_full_matrix(block_size: int) -> None:
 @pytest.mark.parametrize("block_size", [1, 4, 100])
 def test_duplicates_still_tie(block_size: int) -> None:
     features_ = torch.tensor([0.3, -0.2, 0.9]).repeat(9, 1)
-    adjust = dual_softmax(features_, features_, scale=SCALE, block_size=block_size)
+    adjust = dual_softmax(features_, features_, scale=SCALE, pairwise=InProcess(block_size))
     ranking = rank_both_directions(features_, features_, torch.arange(9), scale=SCALE, block_size=block_size, top_k=2, adjust=adjust)
     assert ranking.text_to_video.ranks.tolist() == [5.0] * 9
     assert ranking.video_to_text.ranks.tolist() == [5.0] * 9
@@ -57,16 +50,17 @@ def test_query_bank_norm_is_that_of_the_full_matrix(block_size: int, threshold: 
     beta, top_k = 5.0, 2
     text, video, bank = features(1, 19, 13, 29)
     target = torch.arange(19) % 13
-    is_normalised, log_sums = query_bank_norm(text, video, bank, beta=beta, top_k=top_k, threshold=threshold, block_size=block_size)
-    adjusts: tuple[Adjust, Adjust] = (normalised_text_to_video(is_normalised, log_sums, beta=beta, scale=SCALE), lambda s, t, v: s)
-    ranking = rank_both_directions(text, video, target, scale=SCALE, block_size=block_size, top_k=3, adjust=adjusts)
+    config = QueryBankConfig(k=top_k, theta=threshold)
+    banked = BankedFeatures(LabelledFeatures(text, video, target), bank, config, scale=SCALE, pairwise=InProcess(block_size))
+    adjust = (banked.adjust(beta), unchanged)
+    ranking = rank_both_directions(text, video, target, scale=SCALE, block_size=block_size, top_k=3, adjust=adjust)
 
     cosine, bank_cosine = exact_unit(text) @ exact_unit(video).T, exact_unit(bank) @ exact_unit(video).T
     activated = torch.bincount(bank_cosine.topk(top_k, dim=1).indices.flatten(), minlength=13) >= threshold
     inverted = (beta * cosine).exp() / (beta * bank_cosine).exp().sum(dim=0)
     expected = torch.where(activated[cosine.argmax(dim=1)][:, None], inverted, cosine)
     assert ranking.text_to_video.ranks.tolist() == matrix_ranks(expected, target)
-    assert bool(is_normalised.any()) == (threshold < 10_000)
+    assert bool(banked.is_normalised.any()) == (threshold < 10_000)
 
 
 def hubs(seed: int) -> tuple[LabelledFeatures, Tensor]:
@@ -81,11 +75,12 @@ def hubs(seed: int) -> tuple[LabelledFeatures, Tensor]:
 def test_beta_is_chosen_on_validation_and_never_on_test() -> None:
     config = QueryBankConfig(betas=(0.5, 2.0, 5.0, 20.0), theta=1, k=1)
     (validation, bank), (test, _) = hubs(3), hubs(4)
-    figures = qb_norm_figures(test, bank, validation, config, scale=SCALE, block_size=16)
-    metrics = {beta: qb_norm_metrics(validation, bank, beta, config, scale=SCALE, block_size=7) for beta in config.betas}
+    figures = qb_norm_figures(test, bank, validation, config, scale=SCALE, pairwise=InProcess(16))
+    banked = BankedFeatures(validation, bank, config, scale=SCALE, pairwise=InProcess(7))
+    metrics = {beta: banked.metrics(beta) for beta in config.betas}
     assert len({one["R@1"] for one in metrics.values()}) > 1, "this world does not tell betas apart"
     assert figures["beta"] == max(config.betas, key=lambda beta: (metrics[beta]["R@1"], -metrics[beta]["MnR"]))
-    assert figures["text_to_video"] == qb_norm_metrics(test, bank, figures["beta"], config, scale=SCALE, block_size=100)
+    assert figures["text_to_video"] == BankedFeatures(test, bank, config, scale=SCALE, pairwise=InProcess(100)).metrics(figures["beta"])
     assert (figures["beta_chosen_on"], figures["bank"], figures["k"], figures["theta"]) == ("validation", 200, 1, 1)
     plain = rank_both_directions(test.text, test.video, test.target, scale=SCALE, block_size=16, top_k=1)
     assert figures["text_to_video"]["R@1"] > retrieval_metrics(plain.text_to_video.ranks.numpy())["R@1"]
@@ -93,10 +88,10 @@ def test_beta_is_chosen_on_validation_and_never_on_test() -> None:
 
 def test_one_beta_needs_no_validation_and_several_do() -> None:
     test, bank = hubs(4)
-    figures = qb_norm_figures(test, bank, None, QueryBankConfig(betas=(5.0,)), scale=SCALE, block_size=16)
+    figures = qb_norm_figures(test, bank, None, QueryBankConfig(betas=(5.0,)), scale=SCALE, pairwise=InProcess(16))
     assert (figures["beta"], figures["beta_chosen_on"]) == (5.0, "config")
     with pytest.raises(ConfigError, match="no validation split to choose by"):
-        qb_norm_figures(test, bank, None, QueryBankConfig(), scale=SCALE, block_size=16)
+        qb_norm_figures(test, bank, None, QueryBankConfig(), scale=SCALE, pairwise=InProcess(16))
 
 
 def test_a_large_bank_is_thinned_evenly() -> None:

@@ -1,12 +1,9 @@
 """Encoding with Ray actors: the same bits for any number of workers, after kills too; nothing left behind."""
 
-import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,6 @@ from dgl_scale.errors import ConfigError, DataError, DglError
 from dgl_scale.evaluation.embedding import build_model_of
 from dgl_scale.evaluation.encoding import SplitEncoder
 from dgl_scale.evaluation.feature_keys import FeatureKeys
-from dgl_scale.evaluation.features import Features
-from dgl_scale.evaluation.ranking_tasks import is_worth_tasks, rank_by_tasks
-from dgl_scale.evaluation.ranks import DirectionRanks
-from dgl_scale.evaluation.retrieval import rank_features
 from dgl_scale.evaluation.units import EncodedUnit, Unit, encode_unit, read_unit, split_units
 from dgl_scale.evaluation.workers import WorkerJob, Workers, make_tasks
 from dgl_scale.ray_cluster import ray_cluster
@@ -81,20 +74,6 @@ def assert_same(one: Sequence[EncodedUnit], other: Sequence[EncodedUnit]) -> Non
         assert torch.equal(a.captions.features, b.captions.features)
         assert torch.equal(a.captions.tokens, b.captions.tokens)
         assert (a.captions.texts, a.captions.twins) == (b.captions.texts, b.captions.twins)
-
-
-@pytest.fixture
-def kill_workers(find_descendants: Callable[[int], list[tuple[int, str]]]) -> Callable[..., int]:
-    """`kill_workers(most)`: SIGKILL to at most so many of this cluster's workers, found by the titles that Ray gives its processes."""
-
-    def kill(most: int, title: str = "ray::Encoder") -> int:
-        pids = [pid for pid, found in find_descendants(os.getpid()) if found.startswith(title)][:most]
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return len(pids)
-
-    return kill
 
 
 @pytest.mark.slow
@@ -198,47 +177,3 @@ def test_workers_that_always_die_end_the_evaluation(tiny_config: RunConfig, tiny
     finally:
         stop.set()
         killer.join()
-
-
-def some_features(num_texts: int, num_videos: int) -> Features:
-    """Of few distinct values, so that many scores tie; video v has caption v and some more."""
-    generator = torch.Generator().manual_seed(0)
-    text, video = (torch.randint(-1, 2, (size, 8), generator=generator).float() for size in (num_texts, num_videos))
-    target = torch.cat([torch.arange(num_videos), torch.randint(0, num_videos, (num_texts - num_videos,), generator=generator)])
-    keys = tuple(f"clip_{i}" for i in range(num_videos))
-    return Features(video + 0.1, text + 0.1, target, torch.zeros(num_texts, 1, dtype=torch.int64), keys, 100.0)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("private_ray")
-def test_tasks_one_of_them_killed_rank_as_one_process_does(tiny_config: RunConfig, kill_workers: Callable[..., int]) -> None:
-    config = with_evaluation(tiny_config, num_workers=2, top_k=4)
-    features = some_features(3000, 2000)
-    killed, stop = threading.Event(), threading.Event()
-
-    def kill_one() -> None:
-        while not stop.wait(0.01) and not killed.is_set():
-            if kill_workers(1, "ray::rank captions"):
-                killed.set()
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    try:
-        found = rank_by_tasks(features, config.evaluation, most_rows=300)
-    finally:
-        stop.set()
-        killer.join()
-    assert killed.is_set()
-    expected = rank_features(features, config.evaluation)
-    with closing(Workers(WorkerJob(config, True, "cpu"))) as workers:
-        rankings = [found, workers.rank(features)]
-    for one in rankings:
-        for direction in ("text_to_video", "video_to_text"):
-            for field in fields(DirectionRanks):
-                assert torch.equal(*(getattr(getattr(ranking, direction), field.name) for ranking in (one, expected)))
-
-
-def test_only_large_rankings_go_to_several_workers(tiny_config: RunConfig) -> None:
-    small, large = some_features(30, 20), some_features(30_000, 20_000)
-    two, one = (with_evaluation(tiny_config, num_workers=n).evaluation for n in (2, 1))
-    assert [is_worth_tasks(*case) for case in ((small, two), (large, two), (large, one))] == [False, True, False]
