@@ -9,12 +9,14 @@ from typing import Any
 from dgl_scale.config import RunConfig
 from dgl_scale.errors import DataError, DglError
 from dgl_scale.evaluation.encoding import Progress
+from dgl_scale.evaluation.remote_evaluations import RemoteEvaluations
 from dgl_scale.evaluation.results import Checkpoint
 from dgl_scale.evaluation.run import Evaluator
 from dgl_scale.evaluation.watch_summary import mean_recall, note_best, write_curves
 from dgl_scale.evaluation.watched_run import NotWholeError, WatchedCheckpoint, WatchedRun
 from dgl_scale.files import LockedError, exclusive_lock
 from dgl_scale.run_folder import point_at_best, step_folder
+from dgl_scale.storage.clients import StorageError
 from dgl_scale.telemetry import say
 
 Announce = Callable[[dict[str, Any]], None]
@@ -48,6 +50,9 @@ class _Watch:
         self._run = run
         self._evaluator = evaluator
         self._announce = announce
+        self._folder = evaluator.folder("step-00000000").parent
+        self._copy = _copy_of(run, evaluator, self._evaluation.split)
+        self._not_copied: str | None = None
         self._last_seen = time.monotonic()
         self._evaluated = 0
         # Checkpoints that could not be evaluated, and why; those that may yet become whole are tried again.
@@ -59,6 +64,7 @@ class _Watch:
         while True:
             # Asked first: what is there when it is finished is all.
             finished = self._run.is_finished()
+            self._sync()
             pending = self._pending()
             self._check_presence()
             if any(self._try(checkpoint) for checkpoint in pending):
@@ -66,6 +72,8 @@ class _Watch:
             if finished and all(checkpoint in self._broken for checkpoint in pending):
                 break
             time.sleep(self._evaluation.watch_seconds)
+        if self._not_copied is not None:
+            raise DglError(f"the evaluations are in {self._folder} but not all are at {self._run}: {self._not_copied}")
         if left_out := [*self._failed.values(), *self._broken.values()]:
             raise DglError(f"{len(left_out)} checkpoints of {self._run} could not be evaluated; the first: {left_out[0]}")
         say(f"{self._run} is finished; checkpoints evaluated here: {self._evaluated}")
@@ -117,9 +125,35 @@ class _Watch:
             if self._evaluation.split == "validation":
                 note_best(folder, results, prompts)
                 self._protect(checkpoint, results)
+        self._sync(folder.name)
         self._announce(results)
+
+    def _sync(self, fresh: str | None = None) -> None:
+        """Exchange evaluations with the address of the run; `fresh` is the name of one just made. What fails is tried again."""
+        if self._copy is None:
+            return
+        try:
+            with exclusive_lock(self._folder / ".summary.lock", wait=True):
+                if fresh is not None:
+                    self._copy.renew(fresh)
+                self._copy.sync()
+        except (StorageError, DataError) as error:
+            if str(error) != self._not_copied:
+                say(f"the evaluations are not all at {self._run}: {error}")
+            self._not_copied = str(error)
+        else:
+            self._not_copied = None
 
     def _protect(self, checkpoint: WatchedCheckpoint, results: Mapping[str, Any]) -> None:
         """Point the run's own `best` at the checkpoint if it is, so that the run keeps it."""
         if (run_folder := self._run.local_folder) is not None:
             point_at_best(run_folder, step_folder(run_folder, checkpoint.step), mean_recall(results))
+
+
+def _copy_of(run: WatchedRun, evaluator: Evaluator, split: str) -> RemoteEvaluations | None:
+    """What keeps the evaluations beside a run in object storage; None of a run that is elsewhere."""
+    if run.bucket_address is None:
+        return None
+    example = "step-00000000"
+    folder = evaluator.folder(example)
+    return RemoteEvaluations(run.bucket_address, folder.parent, suffix=folder.name.removeprefix(example), split=split)

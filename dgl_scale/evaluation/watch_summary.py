@@ -5,6 +5,7 @@ evaluation/best.json  best-step-00001000.safetensors           the best step and
 """
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,16 @@ from dgl_scale.errors import DataError
 from dgl_scale.evaluation.metrics import METRICS
 from dgl_scale.evaluation.results import read_results
 from dgl_scale.evaluation.retrieval import DIRECTIONS
-from dgl_scale.files import atomic_file, atomic_folder, read_json, write_json
+from dgl_scale.files import atomic_file, atomic_folder, path_inside, read_json, write_json
 from dgl_scale.telemetry import MetricsWriter
 
 BEST = "best.json"
+BEST_PROMPTS = re.compile(r"best-step-\d{8}\.safetensors")
+
+
+def curves_folder(folder: Path, split: str) -> Path:
+    """Where the curves of a split are, in `evaluation/` of a run."""
+    return folder / f"curves-{split}"
 
 
 def write_curves(folder: Path, split: str) -> None:
@@ -34,7 +41,8 @@ def write_curves(folder: Path, split: str) -> None:
             # Being replaced; whoever does it writes the curves after it.
             continue
         by_step[results["step"]] = {f"{split}/{d}/{metric}": results[d][metric] for d in DIRECTIONS for metric in METRICS}
-    curves, fresh, old = (folder / f"{prefix}curves-{split}{suffix}" for prefix, suffix in (("", ""), (".", ".new"), (".", ".old")))
+    curves = curves_folder(folder, split)
+    fresh, old = (curves.with_name(f".{curves.name}{suffix}") for suffix in (".new", ".old"))
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     with atomic_folder(fresh) as temporary:
@@ -55,21 +63,33 @@ def note_best(folder: Path, results: Mapping[str, Any], prompts: Path) -> None:
         folder: of the evaluation; nobody else may be noting the best.
         prompts: the prompts file.
     """
-    pointer = folder.parent / BEST
-    value = mean_recall(results)
-    if pointer.exists():
-        best = read_json(pointer)
-        # Of equal ones the earlier step, in whatever order they are evaluated.
-        if (best["value"], -best["step"]) >= (value, -results["step"]):
-            return
-    kept = folder.parent / f"best-step-{results['step']:08d}.safetensors"
+    facts = {"step": results["step"], "metric": "validation mean R@1", "value": mean_recall(results)}
+    kept = f"best-step-{results['step']:08d}.safetensors"
+    keep_best(folder.parent, {"prompts": kept, **facts, "evaluation": folder.name, "checkpoint": results["checkpoint"]}, prompts)
+
+
+def keep_best(folder: Path, best: Mapping[str, Any], prompts: Path) -> None:
+    """Make `best` the content of `best.json`, unless that names a better one; the prompts of one that is not best are removed.
+
+    Args:
+        folder: `evaluation/` of a run.
+        prompts: a file with those that `best` names.
+    """
+    pointer = folder / BEST
+    if pointer.exists() and not is_better(best, read_json(pointer)):
+        return
+    kept = path_inside(folder, best["prompts"])
     with atomic_file(kept) as stream:
         stream.write(prompts.read_bytes())
-    facts = {"step": results["step"], "metric": "validation mean R@1", "value": value}
-    write_json(pointer, {"prompts": kept.name, **facts, "evaluation": folder.name, "checkpoint": results["checkpoint"]})
-    for other in folder.parent.glob("best-step-*.safetensors"):
-        if other != kept:
+    write_json(pointer, best)
+    for other in folder.iterdir():
+        if BEST_PROMPTS.fullmatch(other.name) and other.name != best["prompts"]:
             other.unlink(missing_ok=True)
+
+
+def is_better(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Which of two contents of `best.json` counts: of equal ones the earlier step, in whatever order they were evaluated."""
+    return (float(best["value"]), -int(best["step"])) > (float(other["value"]), -int(other["step"]))
 
 
 def mean_recall(results: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ from dgl_scale.errors import CheckpointError, DglError
 from dgl_scale.files import file_sha256
 from dgl_scale.run_folder import MANIFEST, PROMPTS, is_finished
 from dgl_scale.storage.storage import Storage
-from dgl_scale.storage.urls import Location, is_url, join, public_url
+from dgl_scale.storage.urls import Location, is_url, join, public_url, scheme_of
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
@@ -56,6 +56,11 @@ class WatchedRun:
     def local_folder(self) -> Path | None:
         """The run folder, if it is one and no address."""
         return self._run if isinstance(self._run, Path) else None
+
+    @property
+    def bucket_address(self) -> str | None:
+        """The address, if it is in object storage, which can be written to."""
+        return str(self._run) if scheme_of(self._run) in {"s3", "gs"} else None
 
     def exists(self) -> bool:
         """Whether there is such a folder; in object storage, whether anything is in it."""

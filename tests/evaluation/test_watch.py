@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import torch
 import yaml
 
@@ -16,14 +17,20 @@ from dgl_scale import evaluate
 from dgl_scale.config import RunConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.errors import CheckpointError, DglError
+from dgl_scale.evaluation.metrics import METRICS
 from dgl_scale.evaluation.results import read_results
+from dgl_scale.evaluation.retrieval import DIRECTIONS
 from dgl_scale.evaluation.watch import watch
-from dgl_scale.files import exclusive_lock
+from dgl_scale.evaluation.watch_summary import write_curves
+from dgl_scale.files import exclusive_lock, write_json
 from dgl_scale.model import build_model, load_prompts, save_prompts
 from dgl_scale.ray_cluster import ray_cluster
 from dgl_scale.run_folder import mark_finished, read_pointer, remove_checkpoint, step_folder, write_manifest
+from dgl_scale.storage.clients import StorageError
+from dgl_scale.storage.storage import Storage
 from dgl_scale.telemetry import read_metrics
 from tests.evaluation.conftest import CLIP, NUM_VIDEOS, make_sample, write_split
+from tests.s3_server import serve_s3
 
 Results = dict[str, Any]
 
@@ -65,14 +72,14 @@ def write_checkpoint(config: RunConfig, step: int) -> Path:
     return folder
 
 
-def follow(config: RunConfig, announce: Callable[[Results], None] = lambda results: None) -> tuple[int, list[int]]:
+def follow(config: RunConfig, announce: Callable[[Results], None] = lambda results: None, run: str | None = None) -> tuple[int, list[int]]:
     steps: list[int] = []
 
     def note(results: Results) -> None:
         steps.append(results["step"])
         announce(results)
 
-    run = str(Path(config.output) / config.name)
+    run = run or str(Path(config.output) / config.name)
     return watch(config, run, "cpu", command=["test"], progress=lambda done, total: None, announce=note), steps
 
 
@@ -138,6 +145,89 @@ def test_the_newest_first_and_what_others_hold_later(make_config: Callable[..., 
     # The other one gave up its claim without results, as if it had died.
     assert (count, steps) == (3, [40, 10, 30])
     assert [record["step"] for record in read_metrics(tmp_path / "tiny" / "evaluation" / "curves-validation")] == [10, 30, 40]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The file system of an S3 server on this machine, with a bucket `bucket`."""
+    with serve_s3() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        system = s3fs.S3FileSystem(use_listings_cache=False)
+        system.mkdir("bucket")
+        yield system
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.slow
+def test_a_run_in_object_storage_is_followed_there_and_its_evaluations_are_there_too(
+    make_config: Callable[..., RunConfig], tmp_path: Path, bucket: Any
+) -> None:
+    trained = make_config(tmp_path / "trained")
+
+    def mirror(step: int) -> None:
+        folder = write_checkpoint(trained, step)
+        for name in ("prompts.safetensors", "manifest.json"):
+            bucket.put_file(str(folder / name), f"bucket/runs/tiny/checkpoints/{folder.name}/{name}")
+
+    def training_goes_on(results: Results) -> None:
+        if results["step"] == 20:
+            mirror(30)
+            bucket.pipe_file("bucket/runs/tiny/finished.json", b'{"step": 30}')
+
+    for step in (10, 20):
+        mirror(step)
+    first, second = (make_config(tmp_path / name, watch_order="newest") for name in ("first", "second"))
+    assert follow(first, training_goes_on, "s3://bucket/runs/tiny") == (3, [20, 30, 10])
+    there = "bucket/runs/tiny/evaluation"
+    here = tmp_path / "first" / "tiny" / "evaluation"
+    for step in (10, 20, 30):
+        for name in ("results.json", "ranks.parquet"):
+            path = f"step-{step:08d}-validation/{name}"
+            assert bucket.cat(f"{there}/{path}") == (here / path).read_bytes()
+    assert json.loads(bucket.cat(f"{there}/step-00000030-validation/results.json"))["checkpoint"].startswith(
+        "s3://bucket/runs/tiny/checkpoints"
+    )
+    best = json.loads(bucket.cat(f"{there}/best.json"))
+    prompts = bucket.cat(f"{there}/{best['prompts']}")
+    assert prompts == bucket.cat(f"bucket/runs/tiny/checkpoints/step-{best['step']:08d}/prompts.safetensors")
+
+    # Another machine, whose disk is empty, has nothing left to evaluate, and all figures.
+    assert follow(second, run="s3://bucket/runs/tiny") == (0, [])
+    other = tmp_path / "second" / "tiny" / "evaluation"
+    assert [record["step"] for record in read_metrics(other / "curves-validation")] == [10, 20, 30]
+    assert (other / best["prompts"]).read_bytes() == prompts
+    assert evaluate.main(["--config", str(tmp_path / "second" / "config.yaml"), "--watch", "s3://bucket/runs/tiny"]) == 0
+
+
+def test_evaluations_that_cannot_be_sent_are_said_and_end_with_an_error(
+    make_config: Callable[..., RunConfig], tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path)
+    write_results_of_step_10(tmp_path / "tiny" / "evaluation")
+    bucket.pipe_file("bucket/runs/tiny/finished.json", b'{"step": 10}')
+
+    def refuse(storage: Storage, source: Path, url: str) -> None:
+        raise StorageError(f"{url}: access denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "send", refuse)
+        with pytest.raises(DglError, match=r"the evaluations are in .*/tiny/evaluation but not all are at s3://bucket/runs/tiny: .*denied"):
+            follow(config, run="s3://bucket/runs/tiny")
+    assert capsys.readouterr().err.count("the evaluations are not all at s3://bucket/runs/tiny") == 1
+    assert follow(config, run="s3://bucket/runs/tiny") == (0, [])
+    assert bucket.exists("bucket/runs/tiny/evaluation/step-00000010-validation/results.json")
+
+
+def write_results_of_step_10(folder: Path) -> None:
+    figures = dict.fromkeys(METRICS, 50.0)
+    path = folder / "step-00000010-validation"
+    path.mkdir(parents=True)
+    write_json(path / "results.json", {"step": 10, **dict.fromkeys(DIRECTIONS, figures)})
+    write_curves(folder, "validation")
 
 
 def test_a_checkpoint_that_never_becomes_whole_is_left_out_and_said(
