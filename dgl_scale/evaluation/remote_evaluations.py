@@ -40,6 +40,7 @@ class RemoteEvaluations:
         self._pattern = re.compile(rf"step-\d{{8}}{re.escape(suffix)}")
         # Evaluations that are known to be complete on both sides.
         self._same: set[str] = set()
+        self._is_summary_due = False
 
     def renew(self, name: str) -> None:
         """The evaluation `name` was made anew here: the next `sync` sends it."""
@@ -58,19 +59,20 @@ class RemoteEvaluations:
         there = [name for name in self._storage.names(self._there) if self._pattern.fullmatch(name)]
         here = [path.name for path in self._folder.glob("step-*") if self._pattern.fullmatch(path.name)]
         names = sorted({*there, *here} - self._same)
-        fetched = [name for name in names if name not in here and self._fetch(name)]
-        if fetched:
-            write_curves(self._folder, self._split)
-        sent = [name for name in names if name in here and self._send(name)]
-        if sent or fetched:
-            self._sync_best()
-        if sent:
-            curves = curves_folder(self._folder, self._split)
+        for name in names:
+            if (self._send if name in here else self._fetch)(name):
+                self._same.add(name)
+        if not self._is_summary_due:
+            return
+        write_curves(self._folder, self._split)
+        curves = curves_folder(self._folder, self._split)
+        if (curves / _CURVES).exists():
             self._storage.send(curves / _CURVES, str(join(self._there, curves.name, _CURVES)))
-        self._same.update(fetched, sent)
+        self._sync_best()
+        self._is_summary_due = False
 
     def _fetch(self, name: str) -> bool:
-        """Whether the evaluation is here now; not if it is not complete there, or somebody makes it here."""
+        """Whether the evaluation is on both sides now; not if it is not complete there, or somebody makes it here."""
         if self._storage.size(join(self._there, name, RESULTS)) is None:
             return False
         try:
@@ -82,12 +84,15 @@ class RemoteEvaluations:
                         shutil.copyfile(source, target)
         except LockedError:
             return False
+        self._is_summary_due = True
         return True
 
     def _send(self, name: str) -> bool:
+        """Whether the evaluation is on both sides now."""
+        # The summary too may be what was not sent before.
+        self._is_summary_due = True
         if self._storage.size(join(self._there, name, RESULTS)) is not None:
-            self._same.add(name)
-            return False
+            return True
         folder = self._folder / name
         files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
         for path in [path for path in files if path.parts[0] not in (RESULTS, _TENSORBOARD)] + [Path(RESULTS)]:
