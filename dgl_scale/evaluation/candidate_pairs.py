@@ -3,9 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-_CANDIDATE_BITS = 22
+_CANDIDATE_BITS = 21
 MOST_CANDIDATES = 1 << _CANDIDATE_BITS
 """Texts or videos that one call can take."""
+MOST_QUERIES = 1 << (63 - 32 - _CANDIDATE_BITS)
+"""Queries whose pairs a key can tell apart: those of a tile."""
 
 Singles = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -33,7 +35,10 @@ class Pairs:
 
 
 def pack(query: Ints, score: Singles, candidate: Ints) -> Ints:
-    """Int64 keys that sort by query, then by falling score, then by candidate."""
+    """Int64 keys that sort by query, then by falling score, then by candidate.
+
+    Queries are below `MOST_QUERIES`, candidates below `MOST_CANDIDATES`.
+    """
     bits = np.ascontiguousarray(score).view(np.int32).astype(np.int64)
     rising = np.where(bits < 0, -(2**31) - bits - 1, bits)
     return (query << (32 + _CANDIDATE_BITS)) | ((2**31 - 1 - rising) << _CANDIDATE_BITS) | candidate

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from dgl_scale.evaluation.bfloat16_trial import is_bfloat16_faster
-from dgl_scale.evaluation.candidate_pairs import Singles
+from dgl_scale.evaluation.candidate_pairs import MOST_QUERIES, Singles
 from dgl_scale.evaluation.pair_products import Units, prepare, single_products
 from dgl_scale.evaluation.score_limits import Floats, Shorts, bfloat16_bound, round_to_bfloat16
 from dgl_scale.evaluation.tile_queries import Direction, Found, TileQueries
 from dgl_scale.evaluation.unit_vectors import QUANTUM
 
-_TILE = 1024
-"""Queries and candidates of a tile, 2 MiB of bfloat16, where that leaves each thread `_PANELS` panels; else half as many."""
+_TILE = MOST_QUERIES
+"""1,024 queries and candidates of a tile, 2 MiB of bfloat16, where that leaves each thread `_PANELS` panels; else half as many."""
 _PANELS = 2
 _SPARSE = 24
 """Up to one in so many candidates of a tile is looked at one by one; of more, those above the right one are counted."""

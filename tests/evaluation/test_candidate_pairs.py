@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from dgl_scale.evaluation.candidate_pairs import MOST_CANDIDATES, Pairs, pack, unpack
+from dgl_scale.evaluation.candidate_pairs import MOST_CANDIDATES, MOST_QUERIES, Pairs, pack, unpack
 
 
 def test_keys_sort_by_query_falling_score_and_candidate() -> None:
     generator = np.random.default_rng(0)
-    query, candidate = generator.integers(0, 3, 200), generator.integers(0, MOST_CANDIDATES, 200)
+    query, candidate = generator.choice([0, 1, MOST_QUERIES - 1], 200), generator.integers(0, MOST_CANDIDATES, 200)
     score = generator.choice(np.array([-1.5, -1e-30, 0.0, 1e-30, 0.25, 1.0], np.float32), 200)
     keys = pack(query, score, candidate)
     assert [list(a) for a in unpack(keys)] == [list(query), list(score), list(candidate)]

@@ -119,6 +119,24 @@ def test_bitwise_the_exact_ranking_at_real_sizes(kind: str, bfloat16: bool) -> N
     assert_same(ranking, exact_ranking(text, video, target, scale=14.3, top_k=10))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("one_thread")
+def test_bitwise_the_exact_ranking_in_tiles_of_the_full_size(kind: str, bfloat16: bool) -> None:
+    text, video, target = world(kind, 6, 3 * ranking_filter._TILE - 100, 2 * ranking_filter._TILE - 30, 16)
+    with products(bfloat16=bfloat16):
+        ranking = rank_both_directions(text, video, target, scale=100.0, block_size=9, top_k=4)
+    assert_same(ranking, exact_ranking(text, video, target, scale=100.0, top_k=4))
+
+
 @pytest.mark.parametrize("kind", ["trained", "halfway", "opposite"])
 def test_bitwise_the_exact_ranking_where_bfloat16_decides_tiles(kind: str) -> None:
     text, video, target = world(kind, 4, 701, 700, 128)
