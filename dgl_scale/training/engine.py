@@ -1,6 +1,5 @@
-"""The only file that knows DeepSpeed: start-up, ZeRO stage, precision, steps, gathered state."""
+"""DeepSpeed behind one class: start-up, precision, steps, gathered state; `deepspeed_config` has its settings."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from dgl_scale import distributed
 from dgl_scale.config import OptimConfig, TrainingConfig
-from dgl_scale.config_file import find_config
 from dgl_scale.errors import CheckpointError, ConfigError, DglError
+from dgl_scale.training.deepspeed_config import deepspeed_config
 from dgl_scale.training.launch import describe_launch
 from dgl_scale.training.optimizer import build_optimizer
 from dgl_scale.training.rendezvous import Facts, meet
@@ -24,17 +23,6 @@ _GLOO_ATTEMPTS = 5
 # The watchdog, which says where each rank stood, comes first.
 _AFTER_WATCHDOG_S = 20.0
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-# Keys that the run's own config decides; a DeepSpeed file that sets them would contradict it silently.
-_RESERVED = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "bf16",
-    "fp16",
-)
 
 
 @dataclass(frozen=True)
@@ -155,7 +143,7 @@ class TrainingEngine:
         self.parameters = parameters
         self._optim = optim
         num_trained = sum(parameter.numel() for _, parameter in parameters)
-        config = _deepspeed_config(training, optim, micro_batch_size, accumulation_steps, num_trained)
+        config = deepspeed_config(training, optim, micro_batch_size, accumulation_steps, num_trained)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=build_optimizer(parameters, optim), config=config)
         self._accumulation_steps = accumulation_steps
         self._steps = 0
@@ -333,48 +321,6 @@ def _module_dtype(engine: Any) -> torch.dtype:
     if engine.bfloat16_enabled():
         return torch.bfloat16
     return torch.float16 if engine.fp16_enabled() else torch.float32
-
-
-def zero_stage(training: TrainingConfig) -> int:
-    """The ZeRO stage of the run's DeepSpeed file.
-
-    Raises:
-        ConfigError: the file cannot be read, or contradicts the run's config.
-    """
-    return int(_deepspeed_file(training).get("zero_optimization", {}).get("stage", 0))
-
-
-def _deepspeed_file(training: TrainingConfig) -> dict[str, Any]:
-    path = find_config(training.deepspeed)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"DeepSpeed config {path} is not readable JSON: {error}") from error
-    if reserved := [key for key in _RESERVED if key in config]:
-        raise ConfigError(f"DeepSpeed config {path} sets {reserved[0]}, which the run's own config decides; remove it there")
-    return config
-
-
-def _deepspeed_config(
-    training: TrainingConfig, optim: OptimConfig, micro_batch_size: int, accumulation_steps: int, num_trained: int
-) -> dict[str, Any]:
-    config = _deepspeed_file(training)
-    if zero_stage(training):
-        # In every backward pass DeepSpeed allocates so many numbers in full, by default 500 million, 2 GB: more than prompts could fill.
-        config["zero_optimization"].setdefault("reduce_bucket_size", num_trained)
-    if training.compile and zero_stage(training) == 3:
-        path = find_config(training.deepspeed)
-        raise ConfigError(f"training.compile needs a ZeRO stage of 0 to 2, and {path} is of stage 3, which fetches weights by hooks")
-    config |= {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": optim.max_grad_norm or 0.0,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 62,
-    }
-    if training.precision != "fp32":
-        config[training.precision] = {"enabled": True}
-    return config
 
 
 def _own_gpu() -> torch.device:

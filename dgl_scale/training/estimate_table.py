@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from dgl_scale.config import RunConfig
-from dgl_scale.training.engine import zero_stage
+from dgl_scale.training.deepspeed_config import zero_stage
 from dgl_scale.training.run_estimate import (
     FRAMES_PER_CORE_S,
     GPU,

@@ -14,7 +14,7 @@ from dgl_scale.model.clip_shape import ClipShape
 from dgl_scale.model.estimate import StepEstimate, StepSize, estimate_step, frozen_parameters, reached_parameters, trained_parameters
 from dgl_scale.model.precision import DTYPES, Precision
 from dgl_scale.storage.urls import is_url
-from dgl_scale.training.engine import zero_stage
+from dgl_scale.training.deepspeed_config import Stage3Limits, stage_3_limits, zero_stage
 from dgl_scale.training.network import NetworkBytes, network_bytes
 from dgl_scale.training.utilisation import peak_tflops
 
@@ -96,18 +96,20 @@ def estimate_run(config: RunConfig, world_size: int, assumptions: Assumptions) -
     shape = load_backbone(config.model.clip, config.model.pretrained, with_weights=False).shape
     step = _step(config, shape, micro)
     sizes = (trained_parameters(config.model, shape), reached_parameters(config.model, shape), frozen_parameters(shape))
+    stage, limits = zero_stage(training), stage_3_limits(training)
     network = tuple(
-        network_bytes(stage, world_size, share, shape.embed_dim, *sizes, dtype.itemsize, accumulation=accumulation) for stage in STAGES
+        network_bytes(each, world_size, share, shape.embed_dim, *sizes, dtype.itemsize, accumulation=accumulation, kept=limits.kept)
+        for each in STAGES
     )
     flops = share / micro * (step.model_flops + step.recomputed_flops + (step.forward_flops if accumulation > 1 else 0.0))
     compute_s = flops / (assumptions.utilisation * 1e12 * gpu_tflops(config))
-    network_s = network[zero_stage(config.training)].total / (assumptions.network_gbit * 1e9 / 8)
+    network_s = network[stage].total / (assumptions.network_gbit * 1e9 / 8)
     videos_per_s = training.global_batch_size / (compute_s + network_s)
     return RunEstimate(
         world_size=world_size,
         micro_batch_size=micro,
         accumulation_steps=accumulation,
-        gpu_bytes=rank_bytes(zero_stage(config.training), world_size, step, dtype.itemsize),
+        gpu_bytes=rank_bytes(stage, world_size, step, dtype.itemsize, limits),
         step_flops=flops,
         network=network,
         compute_s=compute_s,
@@ -125,20 +127,21 @@ def checkpoint_bytes(num_trained: int) -> int:
     return _STATE_BYTES * num_trained
 
 
-def rank_bytes(stage: int, world_size: int, step: StepEstimate, bytes_per_value: int) -> float:
+def rank_bytes(stage: int, world_size: int, step: StepEstimate, bytes_per_value: int, limits: Stage3Limits) -> float:
     """Memory of a rank at its highest moment under a ZeRO stage (arXiv 1910.02054, figure 1, for what is trained).
 
     The 16 bytes a trained number are its weight and gradient in the compute type, and the optimizer's float32. Stage 1 divides the
-    optimizer's, stage 2 gradients too, stage 3 weights too. Frozen weights are whole under every stage: stage 3 gathers them once a step
-    and seems to hold them (docs/performance-training.md), beside its share of them.
+    optimizer's, stage 2 gradients too, stage 3 weights too. Frozen weights are whole at stages 0 to 2; at stage 3 a rank has its share of
+    them, and as many gathered ones as `limits` allows.
     """
     number = step.trained_bytes / _STATE_BYTES
     weights = gradients = number * bytes_per_value
     optimizer = step.trained_bytes - weights - gradients
     divided = (optimizer, gradients, weights)[:stage]
     trained = step.trained_bytes - sum(divided) * (1 - 1 / world_size)
-    own_share = step.frozen_bytes / world_size if stage == 3 else 0.0
-    return trained + step.frozen_bytes + own_share + step.saved_bytes + step.transient_bytes
+    gathered = min(step.frozen_bytes, (limits.kept + limits.ahead) * bytes_per_value)
+    frozen = step.frozen_bytes / world_size + gathered if stage == 3 else step.frozen_bytes
+    return trained + frozen + step.saved_bytes + step.transient_bytes
 
 
 def precision_of(config: RunConfig) -> Precision:

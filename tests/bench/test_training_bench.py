@@ -26,6 +26,12 @@ def test_formula_by_hand(stage: int, expected: NetworkBytes) -> None:
     assert network_bytes(stage, 4, 5, 7, num_trained=100, num_reached=80, num_frozen=1000, bytes_per_value=4) == expected
     accumulated = network_bytes(stage, 4, 5, 7, num_trained=100, num_reached=80, num_frozen=1000, bytes_per_value=4, accumulation=3)
     assert accumulated == replace(expected, gradients=expected.gradients * (3 if stage >= 2 else 1))
+    # 300 of the 1,100 are not kept: gathered once more, or in nine passes of three micro-batches eight times more.
+    for accumulation, more in ((1, 1), (3, 8)):
+        partly = network_bytes(
+            stage, 4, 5, 7, num_trained=100, num_reached=80, num_frozen=1000, bytes_per_value=4, accumulation=accumulation, kept=800
+        )
+        assert partly.weights == (3 * 1100 + more * 3 * 300 if stage == 3 else 0)
     alone = network_bytes(stage, 1, 5, 7, num_trained=100, num_reached=80, num_frozen=1000, bytes_per_value=4)
     assert alone.total == 0
 
@@ -34,7 +40,8 @@ def test_large_backbones_by_the_formula() -> None:
     """METHOD's 17,649,408 trained parameters of ViT-L/14, all-reduced by 8 ranks in bf16; frozen weights count at stage 3 only."""
     plain, whole = extrapolate("ViT-L-14-quickgelu", 0), extrapolate("ViT-L-14-quickgelu", 3)
     assert plain == NetworkBytes(7 * 16 * 2 * 768 * 4, 2 * 7 / 8 * 2 * 17_649_408, 0, 0)
-    assert 427_000_000 < whole.weights / (7 / 8 * 2) - 17_649_408 < 429_000_000
+    # Twice all, but for the 100 million that are kept.
+    assert 427_000_000 < (whole.weights / (7 / 8 * 2) + 100_000_000) / 2 - 17_649_408 < 429_000_000
 
 
 @pytest.mark.slow

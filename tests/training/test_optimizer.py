@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dgl_scale.config import ModelConfig, OptimConfig, TrainingConfig
 from dgl_scale.model import build_model
-from dgl_scale.training.engine import _deepspeed_config
+from dgl_scale.training.deepspeed_config import deepspeed_config
 from dgl_scale.training.optimizer import build_optimizer, learning_rate
 from tests.reference.tiny_clip import clip_config, write_config
 
@@ -89,5 +89,5 @@ def test_groups_of_the_real_parameters(latent_space: str, undecayed: set[str], t
 def test_clipping_bound_reaches_deepspeed(bound: float | None, given: float) -> None:
     """0 is DeepSpeed's word for no clipping; that the bound acts is in test_engine.py."""
     training = TrainingConfig(global_batch_size=8, max_steps=1)
-    assert _deepspeed_config(training, OptimConfig(max_grad_norm=bound), 8, 1, 100)["gradient_clipping"] == given
+    assert deepspeed_config(training, OptimConfig(max_grad_norm=bound), 8, 1, 100)["gradient_clipping"] == given
     assert OptimConfig().max_grad_norm == 1.0

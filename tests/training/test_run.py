@@ -8,7 +8,7 @@ import yaml
 
 from dgl_scale.config import OptimConfig, TrainingConfig
 from dgl_scale.errors import ConfigError
-from dgl_scale.training.engine import _deepspeed_config
+from dgl_scale.training.deepspeed_config import deepspeed_config
 from dgl_scale.training.run import choose_precision
 
 CPU = torch.device("cpu")
@@ -26,5 +26,5 @@ def test_auto_precision_is_measured_once_and_kept_by_a_resumed_run(tmp_path: Pat
 def test_compiled_layers_and_zero_3_are_refused_together() -> None:
     training = TrainingConfig(global_batch_size=2, max_steps=1, compile=True, deepspeed="configs/deepspeed/zero3.json")
     with pytest.raises(ConfigError, match=r"training.compile needs a ZeRO stage of 0 to 2, and .*zero3.json is of stage 3"):
-        _deepspeed_config(training, OptimConfig(), 2, 1, 100)
-    assert _deepspeed_config(training.model_copy(update={"deepspeed": "configs/deepspeed/zero2.json"}), OptimConfig(), 2, 1, 100)
+        deepspeed_config(training, OptimConfig(), 2, 1, 100)
+    assert deepspeed_config(training.model_copy(update={"deepspeed": "configs/deepspeed/zero2.json"}), OptimConfig(), 2, 1, 100)

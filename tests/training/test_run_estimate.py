@@ -12,6 +12,7 @@ from dgl_scale.config import RunConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.model.estimate import StepEstimate
 from dgl_scale.train import main
+from dgl_scale.training.deepspeed_config import Stage3Limits
 from dgl_scale.training.run_estimate import Assumptions, estimate_run, rank_bytes, with_split
 
 CONFIG = "configs/msrvtt_vit_l14.yaml"
@@ -68,15 +69,15 @@ def test_what_a_step_takes() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "expected"),
-    # A thousand trained numbers in bf16: 2 + 2 + 12 bytes each; 500 bytes of frozen weights, 70 of activations.
-    [(0, 16_000 + 570), (1, 4_000 + 3_000 + 570), (2, 2_000 + 3_500 + 570), (3, 4_000 + 125 + 570)],
+    # 1,000 trained numbers in bf16, 2 + 2 + 12 bytes each; 500 bytes of frozen weights (150 numbers gathered at stage 3), 70 activations.
+    [(0, 16_000 + 570), (1, 4_000 + 3_000 + 570), (2, 2_000 + 3_500 + 570), (3, 4_000 + 125 + 2 * 150 + 70)],
 )
 def test_memory_of_a_rank_by_hand(stage: int, expected: int) -> None:
     step = StepEstimate(
         0, 0, 0, frozen_bytes=500, trained_bytes=16_000, saved_bytes=60, transient_bytes=10, saved_values_per_token_and_layer=0
     )
-    assert rank_bytes(stage, 4, step, 2) == expected
-    assert rank_bytes(stage, 1, replace(step, frozen_bytes=0), 2) == 16_070
+    assert rank_bytes(stage, 4, step, 2, Stage3Limits(100, 50)) == expected
+    assert rank_bytes(stage, 1, replace(step, frozen_bytes=0), 2, Stage3Limits(100, 50)) == 16_070
 
 
 @pytest.mark.parametrize(
