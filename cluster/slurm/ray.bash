@@ -31,15 +31,16 @@ start_ray() {
   fi
 }
 
-# ray_step NODES PORT SRUN_OPTION ... -- RAY_OPTION ...: on each node a Ray in a task that notes when Slurm tells it to stop.
+# ray_step NODES PORT SRUN_OPTION ... -- RAY_OPTION ... &: on each node a Ray in a task that notes when Slurm tells it to stop.
 ray_step() {
   local nodes=$1 port=$2 options=() cpus=${SLURM_CPUS_ON_NODE:-1}
   shift 2
   while [ "$1" != -- ]; do options+=("$1") && shift; done
   shift
   # Left to choose these ports itself, a Ray gives up where its agents take more than 15 seconds to load, from a slow disk for example.
+  # In place of the shell that waits for it: what ends the job's steps must reach srun.
   # shellcheck disable=SC2016
-  srun --overlap --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="$cpus" "${options[@]}" \
+  exec srun --overlap --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="$cpus" "${options[@]}" \
     bash -c 'trap "touch \"$0\"; exit 75" TERM; "$@" & wait' "$SCRATCH/ray-$SLURM_JOB_ID-stopped" \
     "${CONTAINER[@]}" ray start --block --num-cpus="$cpus" --temp-dir="$SCRATCH/ray-$SLURM_JOB_ID" \
     --dashboard-agent-listen-port="$port" --dashboard-agent-grpc-port="$((port + 1))" --runtime-env-agent-port="$((port + 2))" \

@@ -1,6 +1,6 @@
 """Real kills of evaluation workers: 1, 2 and 5 of them must give the same bits, however many die.
 
-    python -m tests.scripts.kill_workers --rounds 6 --log docs/kills-evaluation.tsv
+    python -m tests.scripts.kill_workers --rounds 6 --log docs/kills_evaluation.tsv
 
 Each round encodes a split of 60 made-up videos, on a small CLIP, while SIGKILL meets random workers at random moments.
 A task that kills three workers ends an evaluation by design, so at most two kills fall into a round. Appends a line a round.
