@@ -7,6 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 
+import pytest
+import s3fs
+
+SECRET = "hush4711"
+
 
 @contextlib.contextmanager
 def serve_s3() -> Iterator[int]:
@@ -25,3 +30,17 @@ def serve_s3() -> Iterator[int]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+@contextlib.contextmanager
+def s3_bucket() -> Iterator[s3fs.S3FileSystem]:
+    """The file system of a server with a bucket `bucket`; while the block runs it is what `s3://` means to this process."""
+    settings = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}
+    with serve_s3() as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**settings, "ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+            patch.setenv(f"AWS_{name}", value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        system = s3fs.S3FileSystem(use_listings_cache=False)
+        system.mkdir("bucket")
+        yield system
+    s3fs.S3FileSystem.clear_instance_cache()

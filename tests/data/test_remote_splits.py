@@ -14,31 +14,21 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from dgl_scale.config import CacheConfig
 from dgl_scale.data.index import load_split
 from dgl_scale.data.loader import TrainLoader, evaluation_batches
 from dgl_scale.data.reader import SampleReader
 from dgl_scale.errors import ConfigError, DataError, DglError
-from tests.s3_server import serve_s3
+from tests.s3_server import SECRET, s3_bucket
 
 NUM_CAPTIONS = [2, 1, 3, 1, 2, 1, 1, 2]
-SECRET = "hush4711"
 
 
 @pytest.fixture(scope="module")
 def s3():
-    with serve_s3() as port, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem(use_listings_cache=False)
-        system.mkdir("bucket")
+    with s3_bucket() as system:
         yield system
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")

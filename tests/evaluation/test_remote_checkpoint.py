@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from dgl_scale.errors import CheckpointError
 from dgl_scale.evaluation.remote_checkpoint import remote_checkpoint
 from dgl_scale.run_folder import step_folder, write_manifest
 from dgl_scale.storage.clients import StorageError
-from tests.s3_server import serve_s3
+from tests.s3_server import s3_bucket
 
 Put = Callable[[str, bytes], None]
 
@@ -19,16 +18,8 @@ Put = Callable[[str, bytes], None]
 @pytest.fixture(scope="module")
 def put() -> Iterator[Put]:
     """`put(key, content)` into a bucket."""
-    with serve_s3() as port, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem(use_listings_cache=False)
-        system.mkdir("bucket")
+    with s3_bucket() as system:
         yield lambda key, content: system.pipe_file(f"bucket/{key}", content)
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 
 from dgl_scale.evaluation.metrics import METRICS
 from dgl_scale.evaluation.remote_evaluations import RemoteEvaluations
@@ -17,21 +16,13 @@ from dgl_scale.files import exclusive_lock, write_json
 from dgl_scale.storage.clients import StorageError
 from dgl_scale.storage.storage import Storage
 from dgl_scale.telemetry import read_metrics
-from tests.s3_server import serve_s3
+from tests.s3_server import s3_bucket
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
-    with serve_s3() as port, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem(use_listings_cache=False)
-        system.mkdir("bucket")
+    with s3_bucket() as system:
         yield system
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 class Machine:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 import torch
 import yaml
 
@@ -30,7 +29,7 @@ from dgl_scale.storage.clients import StorageError
 from dgl_scale.storage.storage import Storage
 from dgl_scale.telemetry import read_metrics
 from tests.evaluation.conftest import CLIP, NUM_VIDEOS, make_sample, write_split
-from tests.s3_server import serve_s3
+from tests.s3_server import s3_bucket
 
 Results = dict[str, Any]
 
@@ -148,18 +147,10 @@ def test_the_newest_first_and_what_others_hold_later(make_config: Callable[..., 
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bucket() -> Iterator[Any]:
     """The file system of an S3 server on this machine, with a bucket `bucket`."""
-    with serve_s3() as port:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem(use_listings_cache=False)
-        system.mkdir("bucket")
+    with s3_bucket() as system:
         yield system
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from dgl_scale.evaluation.watched_run import NotWholeError, WatchedRun
 from dgl_scale.run_folder import mark_finished, remove_checkpoint, step_folder, unmark_finished, write_manifest
-from tests.s3_server import serve_s3
+from tests.s3_server import s3_bucket
 
 
 def write_checkpoint(run: Path, step: int, content: bytes = b"prompts") -> Path:
@@ -68,23 +68,10 @@ def test_a_checkpoint_written_anew_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def put_object(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], None]]:
+def put_object() -> Iterator[Callable[[str, bytes], None]]:
     """`put_object(key, content)` into a bucket of an S3 server on this machine."""
-    with serve_s3() as port:
-        import s3fs
-
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        }.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem()
-        system.mkdir("bucket")
+    with s3_bucket() as system:
         yield lambda key, content: system.pipe_file(f"bucket/{key}", content)
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_run_in_object_storage(tmp_path: Path, put_object: Callable[[str, bytes], None]) -> None:

@@ -102,9 +102,11 @@ def num_at_work() -> int:
     return sum(is_at_work(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
 
 
-def wait_until(happened: Callable[[], bool], otherwise: str) -> None:
+def wait_until(happened: Callable[[], bool], otherwise: str, process: "subprocess.Popen[str] | None" = None) -> None:
+    """Wait while the build `process`, if it is given, runs."""
     deadline = time.monotonic() + 300
     while not happened():
+        assert process is None or process.poll() is None, read_error(process)
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)
 
@@ -118,11 +120,7 @@ def processes_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def wait_for_shards(output: Path, process: "subprocess.Popen[str]", number: int = 1) -> None:
-    deadline = time.monotonic() + 300
-    while len(ledgers(output)) < number:
-        assert process.poll() is None, read_error(process)
-        assert time.monotonic() < deadline, "no shard appeared"
-        time.sleep(0.02)
+    wait_until(lambda: len(ledgers(output)) >= number, "no shard appeared", process)
 
 
 def ray_folders(processes: list[psutil.Process]) -> set[str]:
@@ -206,7 +204,7 @@ def test_an_interrupted_build_on_a_cluster_and_then_a_lost_node_change_nothing(
         with build(videos, output, cluster=cluster) as process:
             assert holder.stdin is not None and holder.stdout is not None
             # Each node has one CPU: two tasks at work, each with its decoder, are one on each.
-            wait_until(lambda: process.poll() is not None or num_at_work() == 4, "the nodes were not at work at the same time")
+            wait_until(lambda: num_at_work() == 4, "the nodes were not at work at the same time", process)
             holder.stdin.write("kill\n")
             holder.stdin.flush()
             assert int(holder.stdout.readline()) >= 3

@@ -1,7 +1,5 @@
 """The gradient of the global batch, however it is cut into ranks and micro-batches, through the real step and the real model."""
 
-import os
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -9,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgl_scale.quickstart.processes import free_port
 from dgl_scale.training.loss import symmetric_contrastive_loss
 from dgl_scale.training.step import to_device
 from tests.reference.tiny_clip import clip_config, write_config
 from tests.training.exact_rank import global_batch, inputs_of, model_of
+from tests.training.local_ranks import run_ranks
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("exact_rank.py")
 
 
@@ -30,21 +27,8 @@ def by_plain_torch(clip: str, variant: str, dtype: torch.dtype) -> tuple[float, 
     return loss.item(), gradients
 
 
-def run_ranks(clip: str, world: int, micro: int, output: Path) -> dict:
-    launch = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), clip, str(output), str(micro)],
-            cwd=ROOT,
-            env={**os.environ, **launch, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), outputs[0][-3000:]
+def by_ranks(clip: str, world: int, micro: int, output: Path) -> dict:
+    run_ranks(world, [sys.executable, str(SCRIPT), clip, str(output), str(micro)])
     return torch.load(output, weights_only=True)
 
 
@@ -59,7 +43,7 @@ def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 def test_every_split_gives_the_gradient_of_the_global_batch(tmp_path: Path, world: int, micro: int, accumulation: int) -> None:
     """Through the engine at ZeRO 0 to 3, and what ZeRO holds of frozen weights on the way."""
     clip = write_config(tmp_path, clip_config())
-    results = run_ranks(clip, world, micro, tmp_path / "found.pt")
+    results = by_ranks(clip, world, micro, tmp_path / "found.pt")
     assert len(results) == 8
     for key, found in results.items():
         loss, gradients = by_plain_torch(clip, key.split("/")[0], torch.float64)

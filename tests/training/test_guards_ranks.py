@@ -1,29 +1,19 @@
 """The guards on three ranks, of which one differs."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.training.local_ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("guards_rank.py")
 
 
 @pytest.mark.slow
 def test_all_ranks_say_the_same_of_the_one_that_differs() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, str(SCRIPT)], env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(3)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0, 0]
+    outputs = run_ranks(3, [sys.executable, str(SCRIPT)], timeout_s=120)
     answers = json.loads(outputs[0])
     assert answers[0] == answers[1] == answers[2]
     same, different, not_finite = answers[0]["messages"]

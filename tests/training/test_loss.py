@@ -1,7 +1,4 @@
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,27 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from dgl_scale.training.loss import global_contrastive_loss, symmetric_contrastive_loss
+from tests.training.local_ranks import run_ranks
 
 
-def run_ranks(world: int, total: int, micro: int) -> dict:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(world):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, str(Path(__file__).with_name("loss_rank.py")), str(total), str(micro)]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes)
-    return json.loads(outputs[0].splitlines()[-1])
+def by_ranks(world: int, total: int, micro: int) -> dict:
+    command = [sys.executable, str(Path(__file__).with_name("loss_rank.py")), str(total), str(micro)]
+    return json.loads(run_ranks(world, command, timeout_s=120)[0].splitlines()[-1])
 
 
 def literal(total: int) -> dict:
@@ -53,7 +35,7 @@ def literal(total: int) -> dict:
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 24), (1, 6), (2, 12), (2, 4), (3, 8), (4, 2)])
 def test_every_split_of_the_batch_gives_the_global_gradient(world: int, micro: int) -> None:
-    expected, found = literal(24), run_ranks(world, 24, micro)
+    expected, found = literal(24), by_ranks(world, 24, micro)
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
     torch.testing.assert_close(
         torch.tensor(found["gradient"], dtype=torch.float64),

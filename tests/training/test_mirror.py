@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 
 from dgl_scale.config import TrainingConfig
 from dgl_scale.errors import ConfigError
@@ -22,25 +21,13 @@ from dgl_scale.run_folder import (
 )
 from dgl_scale.storage.clients import StorageError
 from dgl_scale.training.mirror import RunMirror
-from tests.s3_server import serve_s3
+from tests.s3_server import s3_bucket
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    with serve_s3() as port, pytest.MonkeyPatch.context() as patch:
-        settings = {
-            "ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "ACCESS_KEY_ID": "key",
-            "SECRET_ACCESS_KEY": "hush",
-            "DEFAULT_REGION": "us-east-1",
-        }
-        for name, value in settings.items():
-            patch.setenv(f"AWS_{name}", value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem(use_listings_cache=False)
-        system.mkdir("bucket")
+    with s3_bucket() as system:
         yield system
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

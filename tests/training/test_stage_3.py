@@ -1,16 +1,13 @@
 """ZeRO stage 3: a rank keeps as many gathered weights as its file says, which changes memory and traffic, never a bit."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dgl_scale.config import TrainingConfig
 from dgl_scale.training.deepspeed_config import Stage3Limits, stage_3_limits
-from dgl_scale.training.launch import free_port
+from tests.training.local_ranks import run_ranks
 from tests.training.stage_3_rank import DEPTH, WIDTH
 
 LAYER = WIDTH * WIDTH
@@ -18,15 +15,7 @@ KEPT = 3 * LAYER
 
 
 def on_two_ranks(deepspeed: str, output: Path) -> dict:
-    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.training.stage_3_rank", deepspeed, str(output)]
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **launch, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    for rank in ranks:
-        _, error = rank.communicate(timeout=200)
-        assert rank.returncode == 0, error[-2000:]
+    run_ranks(2, [sys.executable, "-m", "tests.training.stage_3_rank", deepspeed, str(output)])
     return json.loads(output.read_text())
 
 
@@ -46,9 +35,6 @@ def test_limits_are_those_of_the_file_that_stage_3_would_be_trained_with(tmp_pat
     file = tmp_path / "own.json"
     file.write_text('{"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 7, "stage3_prefetch_bucket_size": 3}}')
 
-    def limits(deepspeed: str) -> Stage3Limits:
-        return stage_3_limits(TrainingConfig(global_batch_size=1, max_steps=1, deepspeed=deepspeed))
-
     # Whichever allows more: DeepSpeed keeps what it needs again within a distance, however much lives.
-    assert limits(str(file)) == Stage3Limits(1_000_000_000, 3)
-    assert limits("configs/deepspeed/zero1.json") == limits("configs/deepspeed/zero3.json") == Stage3Limits(100_000_000, 50_000_000)
+    assert stage_3_limits(str(file)) == Stage3Limits(1_000_000_000, 3)
+    assert stage_3_limits("configs/deepspeed/zero1.json") == stage_3_limits() == Stage3Limits(100_000_000, 50_000_000)
