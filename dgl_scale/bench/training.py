@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dgl_scale.bench.model import describe_machine
 from dgl_scale.bench.network_rank import Measurement, Plan
-from dgl_scale.config import ModelConfig, TrainingConfig
+from dgl_scale.config import ModelConfig
 from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ConfigError, DglError, ExitCode
 from dgl_scale.files import write_json
@@ -92,7 +92,7 @@ def _run(arguments: Namespace) -> int:
     rows, pairs = [], plan.pairs * plan.accumulation
     for found in measure_network(plan, arguments.world):
         sizes = (found.embed_dim, found.num_trained, found.num_reached, found.num_frozen, DTYPES[plan.precision].itemsize)
-        formula = network_bytes(found.stage, arguments.world, pairs, *sizes, accumulation=plan.accumulation, kept=_kept())
+        formula = network_bytes(found.stage, arguments.world, pairs, *sizes, accumulation=plan.accumulation, kept=stage_3_limits().kept)
         rows.append((found, by_purpose(found), formula))
     micro_batches = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
     sys.stdout.write(f"bytes that one of {arguments.world} ranks sends a step, {pairs} pairs a rank{micro_batches}, {plan.precision}\n\n")
@@ -144,11 +144,9 @@ def extrapolate(clip: str, stage: int) -> NetworkBytes:
     shape = load_backbone(clip, None, with_weights=False).shape
     trained = trained_parameters(config, shape)
     frozen = frozen_parameters(shape)
-    return network_bytes(stage, _LARGE_WORLD, _LARGE_PAIRS, shape.embed_dim, trained, trained, frozen, bytes_per_value=2, kept=_kept())
-
-
-def _kept() -> int:
-    return stage_3_limits(TrainingConfig(global_batch_size=1, max_steps=1)).kept
+    return network_bytes(
+        stage, _LARGE_WORLD, _LARGE_PAIRS, shape.embed_dim, trained, trained, frozen, bytes_per_value=2, kept=stage_3_limits().kept
+    )
 
 
 def _print_rows(rows: Sequence[tuple[str, int, NetworkBytes, NetworkBytes | None]]) -> None:

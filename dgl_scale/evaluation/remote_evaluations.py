@@ -60,8 +60,11 @@ class RemoteEvaluations:
         here = [path.name for path in self._folder.glob("step-*") if self._pattern.fullmatch(path.name)]
         names = sorted({*there, *here} - self._same)
         for name in names:
-            if (self._send if name in here else self._fetch)(name):
-                self._same.add(name)
+            if name in here:
+                self._send(name)
+            elif not self._fetch(name):
+                continue
+            self._same.add(name)
         if not self._is_summary_due:
             return
         write_curves(self._folder, self._split)
@@ -73,7 +76,7 @@ class RemoteEvaluations:
 
     def _fetch(self, name: str) -> bool:
         """Whether the evaluation is on both sides now; not if it is not complete there, or somebody makes it here."""
-        if self._storage.size(join(self._there, name, RESULTS)) is None:
+        if not self._is_complete_there(name):
             return False
         try:
             with exclusive_lock(self._folder / f".{name}.lock"), atomic_folder(self._folder / name) as temporary:
@@ -87,17 +90,18 @@ class RemoteEvaluations:
         self._is_summary_due = True
         return True
 
-    def _send(self, name: str) -> bool:
-        """Whether the evaluation is on both sides now."""
+    def _send(self, name: str) -> None:
         # The summary too may be what was not sent before.
         self._is_summary_due = True
-        if self._storage.size(join(self._there, name, RESULTS)) is not None:
-            return True
+        if self._is_complete_there(name):
+            return
         folder = self._folder / name
         files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
         for path in [path for path in files if path.parts[0] not in (RESULTS, _TENSORBOARD)] + [Path(RESULTS)]:
             self._storage.send(folder / path, str(join(self._there, name, *path.parts)))
-        return True
+
+    def _is_complete_there(self, name: str) -> bool:
+        return self._storage.size(join(self._there, name, RESULTS)) is not None
 
     def _sync_best(self) -> None:
         """The better one of both sides, to the other side."""

@@ -49,7 +49,7 @@ def bfloat16_bound(width: int, residuals: Floats, most_other: float) -> Floats:
 
     Args:
         width: components of a unit.
-        residuals: `[N]`, of `residual_norms`.
+        residuals: `[N]`, of `round_to_bfloat16`.
         most_other: the largest of the other factors' residuals.
     """
     return _MARGIN * (residuals + most_other + residuals * most_other) + 2 * error_bound(width)

@@ -19,6 +19,9 @@ from dgl_scale.run_folder import point_at_best, step_folder
 from dgl_scale.storage.clients import StorageError
 from dgl_scale.telemetry import say
 
+# Stands for any step, to see where evaluations of steps go.
+_STEP = "step-00000000"
+
 Announce = Callable[[dict[str, Any]], None]
 """Called with the content of each results.json."""
 
@@ -50,8 +53,9 @@ class _Watch:
         self._run = run
         self._evaluator = evaluator
         self._announce = announce
-        self._folder = evaluator.folder("step-00000000").parent
-        self._copy = _copy_of(run, evaluator, self._evaluation.split)
+        example = evaluator.folder(_STEP)
+        self._folder = example.parent
+        self._copy = _copy_of(run, example, self._evaluation.split)
         self._not_copied: str | None = None
         self._last_seen = time.monotonic()
         self._evaluated = 0
@@ -150,10 +154,8 @@ class _Watch:
             point_at_best(run_folder, step_folder(run_folder, checkpoint.step), mean_recall(results))
 
 
-def _copy_of(run: WatchedRun, evaluator: Evaluator, split: str) -> RemoteEvaluations | None:
-    """What keeps the evaluations beside a run in object storage; None of a run that is elsewhere."""
+def _copy_of(run: WatchedRun, example: Path, split: str) -> RemoteEvaluations | None:
+    """What keeps the evaluations, in folders like that `example` of `_STEP`, beside a run in object storage; None of a run elsewhere."""
     if run.bucket_address is None:
         return None
-    example = "step-00000000"
-    folder = evaluator.folder(example)
-    return RemoteEvaluations(run.bucket_address, folder.parent, suffix=folder.name.removeprefix(example), split=split)
+    return RemoteEvaluations(run.bucket_address, example.parent, suffix=example.name.removeprefix(_STEP), split=split)

@@ -43,16 +43,19 @@ def zero_stage(training: TrainingConfig) -> int:
     Raises:
         ConfigError: the file cannot be read, or contradicts the run's config.
     """
-    return int(_file(training.deepspeed).get("zero_optimization", {}).get("stage", 0))
+    return _stage(_file(training.deepspeed))
 
 
-def stage_3_limits(training: TrainingConfig) -> Stage3Limits:
-    """Of the run's DeepSpeed file, or, where that is of another stage, of the shipped one for stage 3.
+def stage_3_limits(deepspeed: str = _SHIPPED_STAGE_3) -> Stage3Limits:
+    """Of a DeepSpeed file, or, where that is of another stage, of the shipped one for stage 3.
 
     Raises:
         ConfigError: as `zero_stage`.
     """
-    zero = _file(training.deepspeed if zero_stage(training) == 3 else _SHIPPED_STAGE_3)["zero_optimization"]
+    config = _file(deepspeed)
+    if _stage(config) != 3:
+        config = _file(_SHIPPED_STAGE_3)
+    zero = config["zero_optimization"]
     kept = max(zero.get(f"stage3_{name}", _DEFAULT_KEPT) for name in ("max_live_parameters", "max_reuse_distance"))
     return Stage3Limits(int(kept), int(zero.get("stage3_prefetch_bucket_size", _DEFAULT_AHEAD)))
 
@@ -66,10 +69,11 @@ def deepspeed_config(
         ConfigError: as `zero_stage`, or the stage cannot be compiled.
     """
     config = _file(training.deepspeed)
-    if zero_stage(training):
+    stage = _stage(config)
+    if stage:
         # In every backward pass DeepSpeed allocates so many numbers in full, by default 500 million, 2 GB: more than prompts could fill.
         config["zero_optimization"].setdefault("reduce_bucket_size", num_trained)
-    if training.compile and zero_stage(training) == 3:
+    if training.compile and stage == 3:
         path = find_config(training.deepspeed)
         raise ConfigError(f"training.compile needs a ZeRO stage of 0 to 2, and {path} is of stage 3, which fetches weights by hooks")
     config |= {
@@ -82,6 +86,10 @@ def deepspeed_config(
     if training.precision != "fp32":
         config[training.precision] = {"enabled": True}
     return config
+
+
+def _stage(config: dict[str, Any]) -> int:
+    return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 def _file(name: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def estimate_run(config: RunConfig, world_size: int, assumptions: Assumptions) -
     shape = load_backbone(config.model.clip, config.model.pretrained, with_weights=False).shape
     step = _step(config, shape, micro)
     sizes = (trained_parameters(config.model, shape), reached_parameters(config.model, shape), frozen_parameters(shape))
-    stage, limits = zero_stage(training), stage_3_limits(training)
+    stage, limits = zero_stage(training), stage_3_limits(training.deepspeed)
     network = tuple(
         network_bytes(each, world_size, share, shape.embed_dim, *sizes, dtype.itemsize, accumulation=accumulation, kept=limits.kept)
         for each in STAGES
