@@ -225,6 +225,8 @@ class EvaluationConfig(Section):
     """How often `--watch` looks for new checkpoints."""
     watch_patience_s: PositiveFloat = 300.0
     """How long the run folder that is watched may be missing."""
+    watch_claim_s: PositiveFloat = 120.0
+    """How long the claim of another watcher, of a run in object storage, holds without a sign of life."""
     block_size: PositiveInt = 1024
     """Queries a block of the similarity matrix; bounds memory, never the result."""
     top_k: PositiveInt = 10

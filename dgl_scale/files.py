@@ -158,6 +158,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that takes the place of that at `path` when whole, if there is one. Nobody else may be writing it.
+
+    Raises:
+        DglError: it cannot be written; the one before is then still there.
+    """
+    fresh, old = (path.with_name(f".{path.name}{suffix}") for suffix in (".new", ".old"))
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    with atomic_folder(fresh) as temporary:
+        yield temporary
+    if path.exists():
+        os.rename(path, old)
+    os.rename(fresh, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -11,10 +11,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dgl_scale.evaluation.results import RESULTS
 from dgl_scale.evaluation.watch_summary import BEST, BEST_PROMPTS, curves_folder, is_better, keep_best, write_curves
-from dgl_scale.files import LockedError, atomic_folder, exclusive_lock, path_inside, read_json
+from dgl_scale.files import LockedError, exclusive_lock, path_inside, read_json, replaced_folder
 from dgl_scale.storage.storage import Storage
 from dgl_scale.storage.urls import join
 
@@ -46,6 +47,20 @@ class RemoteEvaluations:
         """The evaluation `name` was made anew here: the next `sync` sends it."""
         self._storage.remove(join(self._there, name, RESULTS))
         self._same.discard(name)
+
+    def results(self, name: str) -> Any:
+        """The content of the results.json of the evaluation `name` there; None if it is not complete."""
+        return self._storage.read_json(join(self._there, name, RESULTS)) if self._is_complete_there(name) else None
+
+    def bring(self, name: str) -> None:
+        """Bring the evaluation `name`, complete there, here in place of one that is here. Nobody else may be making it here."""
+        with replaced_folder(self._folder / name) as temporary:
+            for relative in self._files_there(name):
+                target = path_inside(temporary, relative)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with self._storage.local_copy(join(self._there, name, relative)) as source:
+                    shutil.copyfile(source, target)
+        self._is_summary_due = True
 
     def sync(self) -> None:
         """Bring here what other machines have evaluated, and send what they have not. What is on both sides stays as it is.
@@ -79,15 +94,10 @@ class RemoteEvaluations:
         if not self._is_complete_there(name):
             return False
         try:
-            with exclusive_lock(self._folder / f".{name}.lock"), atomic_folder(self._folder / name) as temporary:
-                for relative in self._files_there(name):
-                    target = path_inside(temporary, relative)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with self._storage.local_copy(join(self._there, name, relative)) as source:
-                        shutil.copyfile(source, target)
+            with exclusive_lock(self._folder / f".{name}.lock"):
+                self.bring(name)
         except LockedError:
             return False
-        self._is_summary_due = True
         return True
 
     def _send(self, name: str) -> None:

@@ -3,8 +3,6 @@
 runs/<name>/evaluation/<step-00001000 | file name | frozen>-<split>/
 """
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from dgl_scale.evaluation.embedding import Annotations
 from dgl_scale.evaluation.features import Features
 from dgl_scale.evaluation.ranks import DirectionRanks
 from dgl_scale.evaluation.retrieval import DIRECTIONS, Retrieval, flat_metrics
-from dgl_scale.files import atomic_folder, read_json, write_json
+from dgl_scale.files import read_json, replaced_folder, write_json
 from dgl_scale.run_folder import PROMPTS, checkpoint_step, find_prompts, read_pointer
 from dgl_scale.telemetry import MetricsWriter
 
@@ -103,11 +101,7 @@ def write_results(
     Raises:
         DglError: the folder cannot be written; an earlier one is then still there.
     """
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with atomic_folder(fresh) as temporary:
+    with replaced_folder(folder) as temporary:
         write_json(temporary / RESULTS, results)
         pyarrow.parquet.write_table(ranks_table(retrieval, features, annotations), temporary / RANKS)
         if attention:
@@ -116,10 +110,6 @@ def write_results(
             writer = MetricsWriter(temporary, 0)
             writer.record(step, {f"{results['split']}/{name}": value for name, value in flat_metrics(retrieval.ranking).items()})
             writer.close()
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Evaluations from their config: encode with workers or take from the store, rank, write the results."""
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ class Evaluator:
             results = read_results(self.folder(name))
         except DataError:
             return False
+        return self.is_of(results, prompts_sha256)
+
+    def is_of(self, results: Mapping[str, Any], prompts_sha256: str) -> bool:
+        """Whether the content of a results.json is of these prompts and this evaluator's shards."""
         return (results.get("prompts_sha256"), results.get("shards")) == (prompts_sha256, self._index.digest)
 
     def evaluate(self, checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from dgl_scale.config import RunConfig
 from dgl_scale.errors import DataError, DglError
 from dgl_scale.evaluation.encoding import Progress
+from dgl_scale.evaluation.remote_claims import RemoteClaims
 from dgl_scale.evaluation.remote_evaluations import RemoteEvaluations
 from dgl_scale.evaluation.results import Checkpoint
 from dgl_scale.evaluation.run import Evaluator
@@ -17,6 +18,7 @@ from dgl_scale.evaluation.watched_run import NotWholeError, WatchedCheckpoint, W
 from dgl_scale.files import LockedError, exclusive_lock
 from dgl_scale.run_folder import point_at_best, step_folder
 from dgl_scale.storage.clients import StorageError
+from dgl_scale.storage.urls import join
 from dgl_scale.telemetry import say
 
 # Stands for any step, to see where evaluations of steps go.
@@ -29,8 +31,8 @@ Announce = Callable[[dict[str, Any]], None]
 def watch(config: RunConfig, run: str, device: str, *, command: list[str], progress: Progress, announce: Announce) -> int:
     """Evaluate the checkpoints of a run as they come, until the run is marked finished and all are evaluated.
 
-    Several watchers with one `output` share the work: a checkpoint is claimed by the lock of its results' folder, which
-    the system frees when its holder dies.
+    Several watchers share the work. With one `output`, a checkpoint is claimed by the lock of its results' folder, which the
+    system frees when its holder dies; of a run in object storage also there.
 
     Args:
         run: folder or address of the run; it may be about to appear.
@@ -55,7 +57,12 @@ class _Watch:
         self._announce = announce
         example = evaluator.folder(_STEP)
         self._folder = example.parent
-        self._copy = _copy_of(run, example, self._evaluation.split)
+        self._copy: RemoteEvaluations | None = None
+        self._claims: RemoteClaims | None = None
+        if (address := run.bucket_address) is not None:
+            suffix = example.name.removeprefix(_STEP)
+            self._copy = RemoteEvaluations(address, self._folder, suffix=suffix, split=self._evaluation.split)
+            self._claims = RemoteClaims(join(address, "evaluation", "claims"), self._evaluation.watch_claim_s)
         self._not_copied: str | None = None
         self._last_seen = time.monotonic()
         self._evaluated = 0
@@ -101,9 +108,9 @@ class _Watch:
     def _try(self, checkpoint: WatchedCheckpoint) -> bool:
         """Whether the checkpoint was evaluated here and now."""
         try:
-            with self._evaluator.claim(checkpoint.name), self._run.prompts(checkpoint) as prompts:
+            with self._evaluator.claim(checkpoint.name), self._claim_there(checkpoint), self._run.prompts(checkpoint) as prompts:
                 # Another watcher may just have finished it.
-                if self._evaluator.has_results(checkpoint.name, checkpoint.prompts_sha256):
+                if self._evaluator.has_results(checkpoint.name, checkpoint.prompts_sha256) or self._bring(checkpoint):
                     return False
                 self._evaluate(checkpoint, prompts)
         except LockedError:
@@ -132,6 +139,25 @@ class _Watch:
         self._sync(folder.name)
         self._announce(results)
 
+    def _claim_there(self, checkpoint: WatchedCheckpoint) -> AbstractContextManager[None]:
+        """A block in which no watcher on another machine evaluates the checkpoint; LockedError where one does."""
+        return nullcontext() if self._claims is None else self._claims.claim(self._evaluator.folder(checkpoint.name).name)
+
+    def _bring(self, checkpoint: WatchedCheckpoint) -> bool:
+        """Whether the checkpoint's evaluation was at the address of the run, and is here now."""
+        if self._copy is None:
+            return False
+        name = self._evaluator.folder(checkpoint.name).name
+        try:
+            results = self._copy.results(name)
+            if results is None or not self._evaluator.is_of(results, checkpoint.prompts_sha256):
+                return False
+            self._copy.bring(name)
+        except (StorageError, DataError):
+            # At worst it is evaluated twice.
+            return False
+        return True
+
     def _sync(self, fresh: str | None = None) -> None:
         """Exchange evaluations with the address of the run; `fresh` is the name of one just made. What fails is tried again."""
         if self._copy is None:
@@ -152,10 +178,3 @@ class _Watch:
         """Point the run's own `best` at the checkpoint if it is, so that the run keeps it."""
         if (run_folder := self._run.local_folder) is not None:
             point_at_best(run_folder, step_folder(run_folder, checkpoint.step), mean_recall(results))
-
-
-def _copy_of(run: WatchedRun, example: Path, split: str) -> RemoteEvaluations | None:
-    """What keeps the evaluations, in folders like that `example` of `_STEP`, beside a run in object storage; None of a run elsewhere."""
-    if run.bucket_address is None:
-        return None
-    return RemoteEvaluations(run.bucket_address, example.parent, suffix=example.name.removeprefix(_STEP), split=split)

@@ -4,9 +4,7 @@ evaluation/curves-validation/metrics.jsonl  tensorboard/      the figures of eve
 evaluation/best.json  best-step-00001000.safetensors           the best step and its prompts, which outlive the checkpoint
 """
 
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from dgl_scale.errors import DataError
 from dgl_scale.evaluation.metrics import METRICS
 from dgl_scale.evaluation.results import read_results
 from dgl_scale.evaluation.retrieval import DIRECTIONS
-from dgl_scale.files import atomic_file, atomic_folder, path_inside, read_json, write_json
+from dgl_scale.files import atomic_file, path_inside, read_json, replaced_folder, write_json
 from dgl_scale.telemetry import MetricsWriter
 
 BEST = "best.json"
@@ -41,19 +39,11 @@ def write_curves(folder: Path, split: str) -> None:
             # Being replaced; whoever does it writes the curves after it.
             continue
         by_step[results["step"]] = {f"{split}/{d}/{metric}": results[d][metric] for d in DIRECTIONS for metric in METRICS}
-    curves = curves_folder(folder, split)
-    fresh, old = (curves.with_name(f".{curves.name}{suffix}") for suffix in (".new", ".old"))
-    for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
-    with atomic_folder(fresh) as temporary:
+    with replaced_folder(curves_folder(folder, split)) as temporary:
         writer = MetricsWriter(temporary, 0)
         for step in sorted(by_step):
             writer.record(step, by_step[step])
         writer.close()
-    if curves.exists():
-        os.rename(curves, old)
-    os.rename(fresh, curves)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def note_best(folder: Path, results: Mapping[str, Any], prompts: Path) -> None:

@@ -143,6 +143,25 @@ class Storage:
         with self.output_file(location) as stream:
             stream.write((json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
+    def create(self, url: str, content: bytes) -> bool:
+        """Store a small remote file unless there is one already, of which the server alone decides.
+
+        Returns:
+            whether it is a new one; False too where the server had stored it, but its answer was lost.
+
+        Raises:
+            StorageError: the server cannot be reached or refuses.
+        """
+
+        def create(system: Any, path: str) -> bool:
+            try:
+                system.pipe_file(path, content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+        return self._repeat(url, create)
+
     def size(self, location: Location) -> int | None:
         """Bytes of a file; None if there is none.
 

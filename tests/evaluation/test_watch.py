@@ -1,7 +1,12 @@
 """Following a run: every complete checkpoint once, whatever the run deletes, whoever else watches."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,18 +164,13 @@ def test_a_run_in_object_storage_is_followed_there_and_its_evaluations_are_there
 ) -> None:
     trained = make_config(tmp_path / "trained")
 
-    def mirror(step: int) -> None:
-        folder = write_checkpoint(trained, step)
-        for name in ("prompts.safetensors", "manifest.json"):
-            bucket.put_file(str(folder / name), f"bucket/runs/tiny/checkpoints/{folder.name}/{name}")
-
     def training_goes_on(results: Results) -> None:
         if results["step"] == 20:
-            mirror(30)
+            mirror(bucket, write_checkpoint(trained, 30))
             bucket.pipe_file("bucket/runs/tiny/finished.json", b'{"step": 30}')
 
     for step in (10, 20):
-        mirror(step)
+        mirror(bucket, write_checkpoint(trained, step))
     first, second = (make_config(tmp_path / name, watch_order="newest") for name in ("first", "second"))
     assert follow(first, training_goes_on, "s3://bucket/runs/tiny") == (3, [20, 30, 10])
     there = "bucket/runs/tiny/evaluation"
@@ -192,6 +192,56 @@ def test_a_run_in_object_storage_is_followed_there_and_its_evaluations_are_there
     assert [record["step"] for record in read_metrics(other / "curves-validation")] == [10, 20, 30]
     assert (other / best["prompts"]).read_bytes() == prompts
     assert evaluate.main(["--config", str(tmp_path / "second" / "config.yaml"), "--watch", "s3://bucket/runs/tiny"]) == 0
+
+
+@pytest.mark.slow
+def test_watchers_that_share_no_disk_evaluate_each_checkpoint_once_and_one_that_is_killed_keeps_nothing(
+    make_config: Callable[..., RunConfig], tmp_path: Path, bucket: Any
+) -> None:
+    trained = make_config(tmp_path / "trained")
+    steps = (10, 20, 30, 40)
+    for step in steps:
+        mirror(bucket, write_checkpoint(trained, step))
+    bucket.pipe_file("bucket/runs/tiny/finished.json", b'{"step": 40}')
+    there = "bucket/runs/tiny/evaluation"
+    names = ("killed", "first", "second")
+    for name in names:
+        make_config(tmp_path / name, watch_claim_s=6.0, feature_store=str(tmp_path / name / "store"))
+    killed = start_watcher(tmp_path / "killed")
+    while not bucket.find(f"{there}/claims"):
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not bucket.find(f"{there}/step-00000040-validation/results.json"), "it was killed too late to show anything"
+
+    others = [start_watcher(tmp_path / name) for name in names[1:]]
+    said = [watcher.communicate(timeout=300)[1] for watcher in others]
+    assert [watcher.returncode for watcher in others] == [0, 0], said
+    complete_before = sum((tmp_path / "killed/tiny/evaluation" / f"step-{step:08d}-validation").exists() for step in steps)
+    counts = [int(re.findall(r"checkpoints evaluated here: (\d+)", text)[0]) for text in said]
+    assert sum(counts) + complete_before == len(steps), said
+    for name in names[1:]:
+        folder = tmp_path / name / "tiny" / "evaluation"
+        for step in steps:
+            results = f"step-{step:08d}-validation/results.json"
+            assert (folder / results).read_bytes() == bucket.cat(f"{there}/{results}")
+    assert not bucket.find(f"{there}/claims")
+
+
+def start_watcher(output: Path) -> subprocess.Popen[str]:
+    """`evaluate.py --watch` as a process group of its own, with a Ray of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "dgl_scale.evaluate", "--config", str(output / "config.yaml"), "--watch", "s3://bucket/runs/tiny"]
+    return subprocess.Popen(
+        [*command, "--device", "cpu", "--workers", "1"], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+
+
+def mirror(bucket: Any, folder: Path) -> None:
+    """A checkpoint as training leaves it in object storage."""
+    for name in ("prompts.safetensors", "manifest.json"):
+        bucket.put_file(str(folder / name), f"bucket/runs/tiny/checkpoints/{folder.name}/{name}")
 
 
 def test_evaluations_that_cannot_be_sent_are_said_and_end_with_an_error(
