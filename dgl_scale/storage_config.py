@@ -13,4 +13,4 @@ class StorageConfig(Section):
     attempts: PositiveInt = 8
     """Tries of a transfer that is cut, slow or corrupt, with growing pauses."""
     timeout_s: PositiveFloat = 60.0
-    """Silence of a server that ends a try."""
+    """Silence of a server that ends a try; an upload may take 10 s more for each MB."""

@@ -21,6 +21,7 @@ from dgl_scale.files import LockedError
 from dgl_scale.storage.clients import NotThereError, StorageError
 from dgl_scale.storage.storage import Storage
 from dgl_scale.storage.urls import Location, join, public_url
+from dgl_scale.storage_config import StorageConfig
 from dgl_scale.telemetry import say
 
 _RENEWALS_IN_SILENCE = 4
@@ -38,6 +39,9 @@ class RemoteClaims:
         self._storage = Storage()
         self._folder = folder
         self._silence_s = silence_s
+        self._renewal_s = silence_s / _RENEWALS_IN_SILENCE
+        # What a claim needs while it is held may fail once; a watcher that ends shall not wait for a server that is silent.
+        self._hasty_storage = Storage(StorageConfig(attempts=1, timeout_s=self._renewal_s))
         self._holder = f"{socket.gethostname()} process {os.getpid()} {uuid.uuid4().hex}"
         # Claims of others: what was in them when they last changed, and when that was, on this machine's clock.
         self._seen: dict[Location, tuple[bytes, float]] = {}
@@ -106,18 +110,18 @@ class RemoteClaims:
 
     def _renew(self, claim: Location, ended: threading.Event) -> None:
         count = 0
-        while not ended.wait(self._silence_s / _RENEWALS_IN_SILENCE):
+        while not ended.wait(self._renewal_s):
             count += 1
             # The next one may get through; until then the others have patience.
-            with contextlib.suppress(DglError), self._storage.output_file(claim) as stream:
+            with contextlib.suppress(DglError), self._hasty_storage.output_file(claim) as stream:
                 stream.write(self._content(count))
 
     def _remove_up_to(self, claim: Location) -> None:
         """Remove a claim and the void ones before it, which would count if they outlived it."""
         folder, _, last = str(claim).rpartition("/")
-        for name in self._storage.names(folder):
+        for name in self._hasty_storage.names(folder):
             if name.isdecimal() and int(name) <= int(last):
-                self._storage.remove(join(folder, name))
+                self._hasty_storage.remove(join(folder, name))
 
     def _read(self, claim: Location) -> bytes | None:
         """What is in a claim; None if it is there no more."""

@@ -59,6 +59,19 @@ def file_system(scheme: str, timeout_s: float) -> Any:
         raise StorageError(f"{scheme}:// needs {_MISSING_EXTRAS.get(scheme, 'another package')} on every node") from None
 
 
+def upload(system: Any, method: Any, *arguments: Any, limit_s: float, **options: Any) -> None:
+    """Run a file system's coroutine method that sends something.
+
+    The client itself counts silence only from the last byte sent on: for a server that takes no bytes it would wait without end.
+
+    Raises:
+        TimeoutError: it takes longer than `limit_s`.
+    """
+    import fsspec.asyn
+
+    fsspec.asyn.sync(system.loop, method, *arguments, timeout=limit_s, **options)
+
+
 def explain(error: Exception) -> tuple[str, bool]:
     """Why a transfer failed, in words without addresses, and whether trying again is useless."""
     name = type(error).__name__

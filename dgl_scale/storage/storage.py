@@ -20,13 +20,14 @@ from urllib.parse import quote
 
 from dgl_scale.errors import DataError, DglError
 from dgl_scale.files import atomic_file, read_json, write_json
-from dgl_scale.storage.clients import CorruptError, NotThereError, StorageError, TooLargeError, explain, file_system
+from dgl_scale.storage.clients import CorruptError, NotThereError, StorageError, TooLargeError, explain, file_system, upload
 from dgl_scale.storage.scratch import scratch_error, scratch_file
 from dgl_scale.storage.urls import Location, is_url, public_url, scheme_of, scrub
 from dgl_scale.storage_config import StorageConfig
 
 _BLOCK_BYTES = 16 << 20
 _PART_BYTES = 64 << 20
+_SLOWEST_UPLOAD_BYTES_PER_S = 100_000
 _FIRST_PAUSE_S = 0.2
 _MAX_PAUSE_S = 15.0
 _NO_BUCKET = "specified bucket"
@@ -155,7 +156,7 @@ class Storage:
 
         def create(system: Any, path: str) -> bool:
             try:
-                system.pipe_file(path, content, mode="create")
+                upload(system, system._pipe_file, path, content, mode="create", limit_s=self._upload_limit_s(len(content)))
             except FileExistsError:
                 return False
             return True
@@ -261,7 +262,7 @@ class Storage:
 
         def send(system: Any, path: str) -> None:
             try:
-                system.put_file(str(source), path, chunksize=_PART_BYTES)
+                upload(system, system._put_file, str(source), path, chunksize=_PART_BYTES, limit_s=self._upload_limit_s(size))
                 found = system.info(path, refresh=True)
             except FileNotFoundError as error:
                 if _NO_BUCKET in str(error):
@@ -280,6 +281,10 @@ class Storage:
                 raise CorruptError("the bytes were stored corrupt")
 
         self._repeat(url, send)
+
+    def _upload_limit_s(self, size: int) -> float:
+        # How fast it goes is not seen from here, so a network is bad only if it is far slower than any that is of use.
+        return self._config.timeout_s + size / _SLOWEST_UPLOAD_BYTES_PER_S
 
     def _repeat(self, url: str, work: Callable[[Any, str], _T]) -> _T:
         """`work(file system, path)`, again after a pause while it fails in a way that may pass.

@@ -1,5 +1,6 @@
 """Claims on a real S3 server: one watcher at a time, and none for longer than it lives."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import s3fs
 
 from dgl_scale.evaluation.remote_claims import RemoteClaims
 from dgl_scale.files import LockedError
@@ -114,6 +116,19 @@ def test_one_of_many_gets_it(
     with ThreadPoolExecutor(len(watchers)) as pool:
         assert sum(pool.map(race, watchers)) == 1
     assert claims() == []
+
+
+def test_a_holder_ends_though_the_server_is_silent(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        one = RemoteClaims("s3://bucket/silent", 4.0)
+        with one.claim(NAME):
+            # Accepts connections, as its backlog does, and never answers.
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            s3fs.S3FileSystem.clear_instance_cache()
+            time.sleep(1.5)
+        # Without an end of patience the test would take eight minutes, and time out.
+    monkeypatch.undo()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_claim_whose_answer_was_lost_is_held(watcher: Callable[..., RemoteClaims], monkeypatch: pytest.MonkeyPatch) -> None:
