@@ -1,4 +1,4 @@
-"""One rank of test_engine.py: a small model under DeepSpeed, stopped and continued from its gathered state."""
+"""One rank of test_engine.py: a small model under DeepSpeed at some ZeRO stages, stopped and continued from its gathered state."""
 
 import json
 import sys
@@ -69,8 +69,7 @@ def sizes_in_zero(engine: TrainingEngine, stage: int) -> dict[str, int]:
     return numels | {"frozen": frozen, "bucket": getattr(optimizer, "reduce_bucket_size", 0)}
 
 
-def main(stage: int, output: str) -> None:
-    start_distributed("cpu")
+def answers_of(stage: int) -> dict[str, object]:
     whole = build(stage)
     norm, part_norms = run(whole, range(6))
     sizes = sizes_in_zero(whole, stage)
@@ -80,19 +79,18 @@ def main(stage: int, output: str) -> None:
     second.load_trained_state(first.trained_state(), *batch(99))
     run(second, range(3, 6))
     states = [whole.trained_state(), second.trained_state()]
+    values = [{f"{n}.{k}": t.flatten().tolist() for n, p in state.parameters.items() for k, t in p.items()} for state in states]
+    answers = {"whole": values[0], "continued": values[1], "step": states[1].step, "norm": norm, "part_norms": part_norms}
+    return answers | {"sizes": sizes}
+
+
+def main(stages: list[int], output: str) -> None:
+    start_distributed("cpu")
+    answers = {stage: answers_of(stage) for stage in stages}
     if distributed.is_main():
-        values = [{f"{n}.{k}": t.flatten().tolist() for n, p in state.parameters.items() for k, t in p.items()} for state in states]
-        answers = {
-            "whole": values[0],
-            "continued": values[1],
-            "step": states[1].step,
-            "norm": norm,
-            "part_norms": part_norms,
-            "sizes": sizes,
-        }
         Path(output).write_text(json.dumps(answers))
     stop_distributed(gracefully=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[-2]), sys.argv[-1])
+    main([int(stage) for stage in sys.argv[2:]], sys.argv[1])

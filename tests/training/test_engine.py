@@ -1,16 +1,15 @@
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dgl_scale.training.loss import symmetric_contrastive_loss
 from dgl_scale.training.optimizer import build_optimizer
+from tests.training.local_ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("engine_rank.py")
 spec = importlib.util.spec_from_file_location("engine_rank", SCRIPT)
@@ -18,29 +17,13 @@ engine_rank = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(engine_rank)
 
 
-def launch(world: int, stage: int, output: Path) -> dict:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        "--num_accelerators",
-        str(world),
-        "--master_port",
-        str(port),
-        str(SCRIPT),
-        str(stage),
-        str(output),
-    ]
-    environment = {
-        **os.environ,
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads(output.read_text())
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Any]]]:
+    """By number of ranks: what their ZeRO stages did."""
+    folder = tmp_path_factory.mktemp("engine")
+    for world, stages in ((1, "0"), (2, "0123")):
+        run_ranks(world, [sys.executable, str(SCRIPT), str(folder / f"{world}.json"), *stages])
+    return {world: json.loads((folder / f"{world}.json").read_text()) for world in (1, 2)}
 
 
 def by_plain_torch() -> tuple[dict, float, dict[str, float]]:
@@ -68,8 +51,8 @@ def by_plain_torch() -> tuple[dict, float, dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)])
-def test_deepspeed_does_what_one_process_of_plain_torch_does(tmp_path: Path, world: int, stage: int) -> None:
-    found = launch(world, stage, tmp_path / "state.json")
+def test_deepspeed_does_what_one_process_of_plain_torch_does(answers: dict[int, dict[str, dict[str, Any]]], world: int, stage: int) -> None:
+    found = answers[world][str(stage)]
     expected, norm, part_norms = by_plain_torch()
     assert found["step"] == 6
     assert found["norm"] == pytest.approx(norm, rel=1e-4)
