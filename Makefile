@@ -27,11 +27,9 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Two files at a time, then, one by one, the tests that start processes of their own: Ray gives a node 30 seconds to start, busy or not.
-# The tests of a file share what it sets up, and stay together.
+# Two files at a time, in their order: the slow ones are in the middle. The tests of a file share what it sets up, and stay together.
 test: install-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A real Slurm of two nodes on this machine (Debian: slurm-wlm, munge; as root); it ends with the tests.
 test-slurm: install-dev

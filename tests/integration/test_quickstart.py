@@ -23,7 +23,8 @@ class Started:
     def __init__(self, folder: Path, log: Path) -> None:
         self._mark = uuid.uuid4().hex
         self._log = log
-        environment = {**os.environ, "DGL_TEST_MARK": self._mark, "OMP_NUM_THREADS": "1"}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"DGL_TEST_MARK": self._mark, "OMP_NUM_THREADS": "1"}
         command = [str(Path(sys.executable).with_name("dgl-scale")), "quickstart", "--reduced", "--folder", str(folder), "--device", "cpu"]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True
