@@ -4,6 +4,7 @@ Limits: the product of the features alone, in float32 and in float64, a block of
 `--rivals-size` since they hold whole matrices: the way of the published code (whole matrix, sort each row, find the
 right score in it; both directions), and the chunked way of open_clip's newer releases, written anew from its description
 (a chunk of scores, count those above the right one; both directions; ties are not counted), which open_clip 3 does not ship.
+Dual softmax is measured beside its usual way, over the whole matrix in float32.
 """
 
 import math
@@ -24,10 +25,14 @@ from torch import Tensor
 from dgl_scale.bench.faiss_search import measure_search, table
 from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ExitCode
+from dgl_scale.evaluation.pairwise import InProcess, LabelledFeatures
 from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
+from dgl_scale.evaluation.rescoring import dual_softmax
 from dgl_scale.files import write_json
 
 _ROWS = 1024
+_SCALE = 100.0
+"""Of the scores: what CLIP's logit scale is at the end of its training."""
 _NOISE = 6.0
 """Of a caption against its video: R@1 is then near 50% among 20,000."""
 _SAMPLE_S = 0.01
@@ -127,6 +132,8 @@ def _rivals(text: Tensor, video: Tensor, top_k: int, rivals_size: int) -> list[C
         ("bare product, float64", size, lambda: _products(text.double(), video.double())),
         ("whole matrix, sorted", rivals_size, lambda: ranks_by_sorting(*few)),
         ("chunks, counted", rivals_size, lambda: ranks_by_chunks(*few)),
+        ("dual softmax in blocks", size, lambda: rank_by_dual_softmax(text, video, top_k)),
+        ("dual softmax, whole matrix", rivals_size, lambda: ranks_by_whole_dual_softmax(*few)),
     ]
 
 
@@ -180,8 +187,26 @@ def ranks_by_chunks(text: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
     return counts(*units), counts(*units[::-1])
 
 
+def rank_by_dual_softmax(text: Tensor, video: Tensor, top_k: int) -> Ranking:
+    """As an evaluation ranks caption i and video i under `rerank`, in this process."""
+    pairwise = InProcess(_ROWS)
+    adjust = dual_softmax(text, video, scale=_SCALE, pairwise=pairwise)
+    features = LabelledFeatures(text, video, torch.arange(len(text)))
+    return pairwise.rank(features, scale=_SCALE, top_k=top_k, adjust=adjust)
+
+
+def ranks_by_whole_dual_softmax(text: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+    """The usual way, for caption i and video i: 0 is best; float32 decides, and ties are not counted."""
+    matrix = _SCALE * (torch.nn.functional.normalize(text) @ torch.nn.functional.normalize(video).T)
+
+    def counts(scores: Tensor) -> Tensor:
+        return (scores > scores.diag()[:, None]).sum(dim=1)
+
+    return counts(matrix * matrix.softmax(dim=0)), counts((matrix * matrix.softmax(dim=1)).T)
+
+
 def _rank(text: Tensor, video: Tensor, top_k: int) -> Ranking:
-    return rank_both_directions(text, video, torch.arange(len(text)), scale=100.0, block_size=_ROWS, top_k=top_k)
+    return rank_both_directions(text, video, torch.arange(len(text)), scale=_SCALE, block_size=_ROWS, top_k=top_k)
 
 
 def _products(text: Tensor, video: Tensor) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgl_scale.bench.ranking import main, make_features, ranks_by_chunks, ranks_by_sorting
+from dgl_scale.bench.ranking import (
+    main,
+    make_features,
+    rank_by_dual_softmax,
+    ranks_by_chunks,
+    ranks_by_sorting,
+    ranks_by_whole_dual_softmax,
+)
 from dgl_scale.evaluation.ranks import rank_both_directions
 
 
@@ -22,13 +29,21 @@ def test_rivals_agree_with_the_exact_ranking_where_nothing_ties() -> None:
     assert exact.text_to_video.ranks.max() > 1
 
 
+def test_both_ways_of_dual_softmax_agree() -> None:
+    text, video = make_features(150, 16, 1.0)
+    blocks, whole = rank_by_dual_softmax(text, video, 1), ranks_by_whole_dual_softmax(text, video)
+    for ranks, counts in zip((blocks.text_to_video.ranks, blocks.video_to_text.ranks), whole, strict=True):
+        assert (ranks - 1 - counts).abs().max() <= 1
+        assert ranks.max() > 1
+
+
 def test_the_command_prints_ratios_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size", "60", "--rivals-size", "40", "--width", "8", "--rounds", "1", "--json", str(tmp_path / "figures.json")]) == 0
     printed = capsys.readouterr().out
     assert "60 captions x 60 videos x 8" in printed
     assert "100.0%" in printed
     written = json.loads((tmp_path / "figures.json").read_text())["measurements"]
-    assert [one["size"] for one in written] == [60, 60, 60, 60, 40, 40]
+    assert [one["size"] for one in written] == [60, 60, 60, 60, 40, 40, 60, 40]
     assert all(one["seconds"] > 0 and one["name"] in printed for one in written)
 
 
