@@ -26,7 +26,7 @@ from dgl_scale.evaluation.results import read_results
 from dgl_scale.evaluation.retrieval import DIRECTIONS
 from dgl_scale.evaluation.watch import watch
 from dgl_scale.evaluation.watch_summary import write_curves
-from dgl_scale.files import exclusive_lock, write_json
+from dgl_scale.files import exclusive_lock, file_sha256, write_json
 from dgl_scale.model import build_model, load_prompts, save_prompts
 from dgl_scale.ray_cluster import ray_cluster
 from dgl_scale.run_folder import mark_finished, read_pointer, remove_checkpoint, step_folder, write_manifest
@@ -64,11 +64,11 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         yield make
 
 
-def write_checkpoint(config: RunConfig, step: int) -> Path:
+def write_checkpoint(config: RunConfig, step: int, *, seed: int = 0) -> Path:
     """A checkpoint with prompts of its own, as training leaves it."""
     folder = step_folder(Path(config.output) / config.name, step)
     folder.mkdir(parents=True)
-    model, generator = build_model(config.model, seed=config.seed), torch.Generator().manual_seed(step)
+    model, generator = build_model(config.model, seed=config.seed), torch.Generator().manual_seed(step + seed)
     for tensor in model.prompts_state().values():
         tensor.add_(torch.randn(tensor.shape, generator=generator))
     save_prompts(model, folder / "prompts.safetensors", {"step": step})
@@ -192,6 +192,25 @@ def test_a_run_in_object_storage_is_followed_there_and_its_evaluations_are_there
     assert [record["step"] for record in read_metrics(other / "curves-validation")] == [10, 20, 30]
     assert (other / best["prompts"]).read_bytes() == prompts
     assert evaluate.main(["--config", str(tmp_path / "second" / "config.yaml"), "--watch", "s3://bucket/runs/tiny"]) == 0
+
+
+@pytest.mark.slow
+def test_the_evaluation_of_other_prompts_is_replaced_by_that_another_watcher_made(
+    make_config: Callable[..., RunConfig], tmp_path: Path, bucket: Any
+) -> None:
+    first, second = (make_config(tmp_path / name) for name in ("first", "second"))
+    bucket.pipe_file("bucket/runs/tiny/finished.json", b'{"step": 10}')
+    digests = set()
+    for seed in (0, 1):
+        folder = write_checkpoint(make_config(tmp_path / f"trained {seed}"), 10, seed=seed)
+        digests.add(file_sha256(folder / "prompts.safetensors"))
+        mirror(bucket, folder)
+        assert follow(first, run="s3://bucket/runs/tiny") == (1, [10])
+        assert follow(second, run="s3://bucket/runs/tiny") == (0, [])
+        for output in (first, second):
+            results = read_results(Path(output.output) / "tiny" / "evaluation" / "step-00000010-validation")
+            assert results["prompts_sha256"] == file_sha256(folder / "prompts.safetensors")
+    assert len(digests) == 2
 
 
 @pytest.mark.slow
