@@ -32,14 +32,19 @@ def serve_s3() -> Iterator[int]:
         server.wait(30)
 
 
+def point_s3_at(patch: pytest.MonkeyPatch, port: int) -> None:
+    """From now on `s3://` means the server at a port of this machine to this process; clear s3fs's cache when that ends."""
+    settings = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}
+    for name, value in {**settings, "ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        patch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @contextlib.contextmanager
 def s3_bucket() -> Iterator[s3fs.S3FileSystem]:
     """The file system of a server with a bucket `bucket`; while the block runs it is what `s3://` means to this process."""
-    settings = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}
     with serve_s3() as port, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**settings, "ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        s3fs.S3FileSystem.clear_instance_cache()
+        point_s3_at(patch, port)
         system = s3fs.S3FileSystem(use_listings_cache=False)
         system.mkdir("bucket")
         yield system

@@ -10,16 +10,14 @@ import s3fs
 from dgl_scale.storage.clients import StorageError
 from dgl_scale.storage.storage import Storage
 from dgl_scale.storage_config import StorageConfig
+from tests.s3_server import point_s3_at
 
 
 @pytest.fixture
 def silent_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`s3://` means a server that accepts connections, as its backlog does, and never reads or answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        s3fs.S3FileSystem.clear_instance_cache()
+        point_s3_at(monkeypatch, server.getsockname()[1])
         yield
     s3fs.S3FileSystem.clear_instance_cache()
 

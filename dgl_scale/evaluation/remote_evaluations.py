@@ -50,7 +50,7 @@ class RemoteEvaluations:
 
     def results(self, name: str) -> Any:
         """The content of the results.json of the evaluation `name` there; None if it is not complete."""
-        return self._storage.read_json(join(self._there, name, RESULTS)) if self._is_complete_there(name) else None
+        return self._storage.read_json_if_there(join(self._there, name, RESULTS))
 
     def bring(self, name: str) -> None:
         """Bring the evaluation `name`, complete there, here in place of one that is here. Nobody else may be making it here."""
@@ -117,7 +117,7 @@ class RemoteEvaluations:
         """The better one of both sides, to the other side."""
         path, address = self._folder / BEST, join(self._there, BEST)
         here = read_json(path) if path.exists() else None
-        there = None if self._storage.size(address) is None else self._storage.read_json(address)
+        there = self._storage.read_json_if_there(address)
         if there is not None and (here is None or is_better(there, here)):
             with self._storage.local_copy(join(self._there, str(there["prompts"]))) as prompts:
                 keep_best(self._folder, there, prompts)

@@ -72,8 +72,7 @@ class WatchedRun:
 
     def best(self) -> dict[str, Any] | None:
         """What the run's `best` says, or None where there is none."""
-        address = join(self._run, "checkpoints", "best")
-        content: dict[str, Any] | None = None if self._storage.size(address) is None else self._storage.read_json(address)
+        content: dict[str, Any] | None = self._storage.read_json_if_there(join(self._run, "checkpoints", "best"))
         return content
 
     def checkpoints(self) -> list[WatchedCheckpoint]:

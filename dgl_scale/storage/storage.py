@@ -136,6 +136,10 @@ class Storage:
         except ValueError as error:
             raise DataError(f"{public_url(location)} is not valid JSON: {error}") from None
 
+    def read_json_if_there(self, location: Location) -> Any:
+        """As `read_json`; None if there is no such file."""
+        return None if self.size(location) is None else self.read_json(location)
+
     def write_json(self, location: Location, value: Any) -> None:
         """Write JSON as `dgl_scale.files.write_json` does."""
         if not is_url(location):

@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -20,6 +21,7 @@ import yaml
 from dgl_scale.config import RunConfig
 from dgl_scale.config_file import load_config
 from dgl_scale.data.samples import Sample, SampleMetadata, encode_members
+from tests.s3_server import s3_bucket
 
 NUM_VIDEOS = 11
 CLIP = {
@@ -28,6 +30,13 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """The file system of an S3 server on this machine, with a bucket `bucket`."""
+    with s3_bucket() as system:
+        yield system
 
 
 def make_sample(i: int) -> Sample:

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,15 +14,9 @@ from dgl_scale.evaluation.remote_claims import RemoteClaims
 from dgl_scale.files import LockedError
 from dgl_scale.storage.clients import StorageError
 from dgl_scale.storage.storage import Storage
-from tests.s3_server import s3_bucket
+from tests.s3_server import point_s3_at
 
 NAME = "step-00000010-validation"
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
-    with s3_bucket() as system:
-        yield system
 
 
 @pytest.fixture
@@ -123,8 +117,7 @@ def test_a_holder_ends_though_the_server_is_silent(bucket: Any, monkeypatch: pyt
         one = RemoteClaims("s3://bucket/silent", 4.0)
         with one.claim(NAME):
             # Accepts connections, as its backlog does, and never answers.
-            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-            s3fs.S3FileSystem.clear_instance_cache()
+            point_s3_at(monkeypatch, silent.getsockname()[1])
             time.sleep(1.5)
         # Without an end of patience the test would take eight minutes, and time out.
     monkeypatch.undo()

@@ -1,7 +1,6 @@
 """Evaluations of a run beside it in object storage, on a real S3 server: complete or absent, and the same on every machine."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from dgl_scale.files import exclusive_lock, write_json
 from dgl_scale.storage.clients import StorageError
 from dgl_scale.storage.storage import Storage
 from dgl_scale.telemetry import read_metrics
-from tests.s3_server import s3_bucket
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
-    with s3_bucket() as system:
-        yield system
 
 
 class Machine:

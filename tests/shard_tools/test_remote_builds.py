@@ -25,10 +25,8 @@ from shard_tools.leakage import main as leakage_main
 from shard_tools.ledger import read_ledger
 from shard_tools.stats import main as stats_main
 from shard_tools.verify import main as verify_main
-from tests.s3_server import serve_s3
+from tests.s3_server import SECRET, point_s3_at, serve_s3
 from tests.shard_tools.bad_network import FATES, BadNetwork
-
-SECRET = "hush4711"
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +38,8 @@ def s3_port() -> Iterator[int]:
 @pytest.fixture
 def connect(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that points this process's S3 at a port; at the server itself to begin with."""
-
-    def connect(port: int) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        s3fs.S3FileSystem.clear_instance_cache()
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    connect(s3_port)
-    yield connect
+    point_s3_at(monkeypatch, s3_port)
+    yield partial(point_s3_at, monkeypatch)
     s3fs.S3FileSystem.clear_instance_cache()
 
 
