@@ -132,7 +132,7 @@ def _rivals(text: Tensor, video: Tensor, top_k: int, rivals_size: int) -> list[C
         ("bare product, float64", size, lambda: _products(text.double(), video.double())),
         ("whole matrix, sorted", rivals_size, lambda: ranks_by_sorting(*few)),
         ("chunks, counted", rivals_size, lambda: ranks_by_chunks(*few)),
-        ("dual softmax in blocks", size, lambda: rank_by_dual_softmax(text, video, top_k)),
+        ("dual softmax in blocks", size, lambda: rank_by_dual_softmax(text, video)),
         ("dual softmax, whole matrix", rivals_size, lambda: ranks_by_whole_dual_softmax(*few)),
     ]
 
@@ -187,12 +187,12 @@ def ranks_by_chunks(text: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
     return counts(*units), counts(*units[::-1])
 
 
-def rank_by_dual_softmax(text: Tensor, video: Tensor, top_k: int) -> Ranking:
+def rank_by_dual_softmax(text: Tensor, video: Tensor) -> Ranking:
     """As an evaluation ranks caption i and video i under `rerank`, in this process."""
     pairwise = InProcess(_ROWS)
     adjust = dual_softmax(text, video, scale=_SCALE, pairwise=pairwise)
     features = LabelledFeatures(text, video, torch.arange(len(text)))
-    return pairwise.rank(features, scale=_SCALE, top_k=top_k, adjust=adjust)
+    return pairwise.rank(features, scale=_SCALE, top_k=1, adjust=adjust)
 
 
 def ranks_by_whole_dual_softmax(text: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:

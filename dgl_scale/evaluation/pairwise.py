@@ -6,10 +6,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dgl_scale.evaluation.adjust import Adjust
 from dgl_scale.evaluation.features import Features
 from dgl_scale.evaluation.own_captions import own_caption_standing
-from dgl_scale.evaluation.pair_sums import count_best, log_sums
-from dgl_scale.evaluation.ranks import Adjust, Ranking, own_scores, rank_both_directions
+from dgl_scale.evaluation.pair_sums import count_best, log_sums, log_sums_of_both
+from dgl_scale.evaluation.ranks import Ranking, own_scores, rank_both_directions
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Pairwise(Protocol):
     def log_sums(self, rows: Tensor, columns: Tensor, *, scale: float) -> Tensor:
         """As `pair_sums.log_sums`."""
 
+    def log_sums_of_both(self, rows: Tensor, columns: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+        """As `pair_sums.log_sums_of_both`."""
+
     def count_best(self, queries: Tensor, candidates: Tensor, *, top_k: int) -> Tensor:
         """As `pair_sums.count_best`."""
 
@@ -66,6 +70,10 @@ class InProcess:
     def log_sums(self, rows: Tensor, columns: Tensor, *, scale: float) -> Tensor:
         """Memory is that of a few tiles."""
         return log_sums(rows, columns, scale=scale)
+
+    def log_sums_of_both(self, rows: Tensor, columns: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+        """Memory is that of a few tiles, and of a column of sums for every 1,024 of 20,480 rows."""
+        return log_sums_of_both(rows, columns, scale=scale)
 
     def count_best(self, queries: Tensor, candidates: Tensor, *, top_k: int) -> Tensor:
         """Memory is that of a ranking."""

@@ -53,8 +53,8 @@ def filter_ranks(
     if bfloat16 is None:
         bfloat16 = len(text) * len(video) >= _LARGE and is_bfloat16_faster()
     work = _Work(_side(text, bfloat16), _side(video, bfloat16), scale, to_video, to_text)
-    _in_threads(work.rank_panel, len(work.panels))
-    _in_threads(lambda block: work.blocks[block].finish(), len(work.blocks))
+    in_threads(work.rank_panel, len(work.panels))
+    in_threads(lambda block: work.blocks[block].finish(), len(work.blocks))
     return _join(work.panels, to_video.top_k), _join(work.blocks, to_text.top_k)
 
 
@@ -186,7 +186,7 @@ def _join(queries: list[TileQueries], top_k: int) -> Found:
     )
 
 
-def _in_threads(work: Callable[[int], None], size: int) -> None:
+def in_threads(work: Callable[[int], None], size: int) -> None:
     """Call `work(0)` … `work(size - 1)` on as many threads as PyTorch uses, each computing alone."""
     num_threads = min(torch.get_num_threads(), size)
     if num_threads == 1:

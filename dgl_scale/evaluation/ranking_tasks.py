@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dgl_scale.config import EvaluationConfig
 from dgl_scale.errors import DglError
+from dgl_scale.evaluation.adjust import Adjust
 from dgl_scale.evaluation.own_captions import own_caption_standing
-from dgl_scale.evaluation.pair_sums import count_best, log_sums
+from dgl_scale.evaluation.pair_sums import BLOCK, count_best, log_of_sums, log_sums, partial_sums
 from dgl_scale.evaluation.pairwise import LabelledFeatures, in_order
 from dgl_scale.evaluation.ranking_input import Parts, check_ranking_input
 from dgl_scale.evaluation.ranks import (
     UNITS_AT_ONCE,
-    Adjust,
     PartialRanking,
     Ranking,
     RightScores,
@@ -71,6 +71,10 @@ class ByTasks:
         """A task has a part of the rows."""
         return torch.cat(list(self._run("sum over pairs", _log_sums_of_part, rows, columns, scale)))
 
+    def log_sums_of_both(self, rows: Tensor, columns: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+        """A task has whole blocks of the rows."""
+        return log_of_sums(self._run("sum over pairs", _partial_sums, rows, columns, scale, multiple_of=BLOCK), scale=scale)
+
     def count_best(self, queries: Tensor, candidates: Tensor, *, top_k: int) -> Tensor:
         """A task has a part of the queries."""
         counts = self._run("count best", _count_best_of_part, queries, candidates, top_k)
@@ -82,13 +86,18 @@ class ByTasks:
         found = self._run("place captions", own_caption_standing, features.video, features.text, own, features.target)
         return in_order(list(found), len(own))
 
-    def _run(self, name: str, work: Work, rows: Tensor, columns: Tensor, *shared: Any) -> Iterator[Any]:
-        """What `work` gives for all parts of the rows, in order; `shared` is put into the object store once."""
+    def _run(self, name: str, work: Work, rows: Tensor, columns: Tensor, *shared: Any, multiple_of: int = 1) -> Iterator[Any]:
+        """What `work` gives for all parts of the rows, in order; `shared` is put into the object store once.
+
+        Args:
+            multiple_of: rows that stay together.
+        """
         import ray
 
         evaluation = self.evaluation
         at_once = _TASKS_PER_WORKER * evaluation.num_workers
         size = min(self.most_rows, max(_LEAST_ROWS, math.ceil(len(rows) / at_once)))
+        size = math.ceil(size / multiple_of) * multiple_of
         # In a list, a reference is handed on as it is: a task fetches one part after the other.
         parts = [ray.put(part.clone()) for part in torch.split(columns, self.most_rows)]
         task = ray.remote(_do).options(num_cpus=evaluation.cpus_per_worker, name=name)
@@ -124,6 +133,10 @@ def _rank_part(text: Tensor, start: int, videos: Parts, right: RightScores, opti
 
 def _log_sums_of_part(rows: Tensor, start: int, columns: Parts, scale: float) -> Tensor:
     return log_sums(rows, columns, scale=scale)
+
+
+def _partial_sums(rows: Tensor, start: int, columns: Parts, scale: float) -> tuple[Tensor, Tensor]:
+    return partial_sums(rows, columns, scale=scale)
 
 
 def _count_best_of_part(queries: Tensor, start: int, candidates: Parts, top_k: int) -> Tensor:

@@ -7,13 +7,15 @@ Features may come in parts, and captions may be ranked part by part in several p
 (one part of them at a time), three numbers a query of `RightScores`, and no other caption.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from dgl_scale.errors import DataError
+from dgl_scale.evaluation.adjust import Adjust
+from dgl_scale.evaluation.adjusted_filter import AdjustedDirection, filter_adjusted
 from dgl_scale.evaluation.ranking_filter import filter_ranks
 from dgl_scale.evaluation.ranking_input import Parts, check_ranking_input, in_parts
 from dgl_scale.evaluation.tile_queries import Direction, Found
@@ -22,9 +24,6 @@ from dgl_scale.evaluation.unit_vectors import exact_unit, integer_unit, pair_sco
 _PAIRS_AT_ONCE = 512
 UNITS_AT_ONCE = 20_480
 """Texts and videos whose units are held at once on a CPU: 42 MB each for 512 components, and as much again for a float32 copy."""
-
-Adjust = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(scores, text indices, video indices) -> scores`, elementwise with broadcasting; see `rescoring`."""
 
 
 @dataclass(frozen=True)
@@ -228,13 +227,14 @@ def rank_text_part(
         Standing.empty(len(text), min(top_k, len(right.best)), text.device),
         Standing.empty(len(right.best), min(top_k, len(right.own)), text.device),
     )
-    exact = adjust is not None or text.device.type != "cpu" or not _float32_is_float32() or scale <= 0
+    # Of changed scores, the filter finds the first candidate only.
+    has_filter = (adjust is None or top_k == 1) and text.device.type == "cpu" and _float32_is_float32() and scale > 0
     first = 0
     for part in in_parts(video):
-        if exact:
-            _rank_in_float64(text, part, first, right, partial, scale=scale, block_size=block_size, adjust=adjust)
+        if has_filter:
+            _rank_by_filter(text, part, first, right, partial, scale=scale, adjust=adjust)
         else:
-            _rank_by_filter(text, part, first, right, partial, scale=scale)
+            _rank_in_float64(text, part, first, right, partial, scale=scale, block_size=block_size, adjust=adjust)
         first += len(part)
     return partial
 
@@ -263,21 +263,40 @@ def merge_parts(parts: Iterable[PartialRanking], right: RightScores) -> Ranking:
     return Ranking(found.ranks(right.own, torch.ones_like(found.equal)), to_text.ranks(right.best, right.num_best))
 
 
-def _rank_by_filter(text: Tensor, video: Tensor, first: int, right: RightScores, partial: PartialRanking, *, scale: float) -> None:
-    """Let `partial` meet the videos from `first` on; see `ranking_filter`."""
+def _rank_by_filter(
+    text: Tensor,
+    video: Tensor,
+    first: int,
+    right: RightScores,
+    partial: PartialRanking,
+    *,
+    scale: float,
+    adjust: tuple[Adjust, Adjust] | None,
+) -> None:
+    """Let `partial` meet the videos from `first` on; see `ranking_filter` and `adjusted_filter`."""
     to_video, to_text = partial.text_to_video, partial.video_to_text
     for columns in _blocks(len(video), UNITS_AT_ONCE):
         video_units = integer_unit(video[columns])
         videos = slice(first + columns.start, first + columns.stop)
         for rows in _blocks(len(text), UNITS_AT_ONCE):
+            text_units = integer_unit(text[rows])
             texts = slice(partial.start + rows.start, partial.start + rows.stop)
-            found = filter_ranks(
-                integer_unit(text[rows]),
-                video_units,
-                scale=scale,
-                to_video=_direction(right.own[texts], to_video, rows),
-                to_text=_direction(right.best[videos], to_text, videos),
-            )
+            if adjust is None:
+                found = filter_ranks(
+                    text_units,
+                    video_units,
+                    scale=scale,
+                    to_video=_direction(right.own[texts], to_video, rows),
+                    to_text=_direction(right.best[videos], to_text, videos),
+                )
+            else:
+                found = filter_adjusted(
+                    text_units,
+                    video_units,
+                    scale=scale,
+                    to_video=AdjustedDirection(adjust[0], right.own[texts], texts.start),
+                    to_text=AdjustedDirection(adjust[1], right.best[videos], videos.start),
+                )
             to_video.add_later(_from_found(found[0], videos.start), rows)
             to_text.add_later(_from_found(found[1], texts.start), videos)
 

@@ -1,7 +1,7 @@
 """Post-processing of scores that looks at other queries; reported under `rerank`, never as the model's own figure.
 
 Dual softmax (Cheng et al., 2021, arXiv 2109.04290) uses the other test queries; QB-Norm (Bogolin et al., 2022,
-arXiv 2112.12777) a bank of training queries. Both are `Adjust` functions for a ranking, which go to its tasks too.
+arXiv 2112.12777) a bank of training queries. Both are an `Adjust` for a ranking, which goes to its tasks too.
 Unlike cosines, their scores are not exact; they are compared to 40 bits, so that equal candidates still tie.
 """
 
@@ -14,11 +14,16 @@ from torch import Tensor
 
 from dgl_scale.config import QueryBankConfig
 from dgl_scale.errors import ConfigError
+from dgl_scale.evaluation.adjust import Adjust, Reach
 from dgl_scale.evaluation.metrics import retrieval_metrics
+from dgl_scale.evaluation.pair_sums import MOST_SCALE_OF_BOTH
 from dgl_scale.evaluation.pairwise import LabelledFeatures, Pairwise
-from dgl_scale.evaluation.ranks import Adjust
 
 _COMPARED_BITS = 40
+_MARGIN = 2.0**-36
+"""More than the rounding to `_COMPARED_BITS`, and of float64, can move the logarithm of a score, or a score near 1."""
+_NEWTON_STEPS = 8
+_LEAST_LOG = -500.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,19 @@ class TimesSoftmax:
     def __call__(self, scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
         """As `ranks.Adjust`."""
         return _rounded(scores * (scores - self.log_sums[videos if self.are_videos else texts]).exp())
+
+    def reach(self, right: Tensor, queries: Tensor) -> Reach:
+        """As `Adjust.reach`.
+
+        A score `s` comes to the right one's `r > 0` if `h(s) = s + log s >= log r + log_sum`. As `h` is concave it lies below its
+        tangent at any point, best at that where `h` is what a mean candidate needs.
+        """
+        mean = self.log_sums.mean()
+        level = right.clamp_min(torch.finfo(right.dtype).tiny).log() - _MARGIN + mean
+        point = _sum_with_log(level)
+        slope = point / (1 + point)
+        offset = point + slope * (level - point - point.log())
+        return Reach(torch.where(right > 0, offset, -torch.inf), slope, self.log_sums - mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +76,25 @@ class QueryBankNorm:
         """As `ranks.Adjust`."""
         normalised = _rounded(scores * self.factor - self.log_sums[videos])
         return torch.where(self.is_normalised[texts], normalised, scores)
+
+    def reach(self, right: Tensor, queries: Tensor) -> Reach:
+        """As `Adjust.reach`; of captions, since it is text-to-video only."""
+        mean, normalised = self.log_sums.mean(), self.is_normalised[queries]
+        offset = (right - _MARGIN * right.abs().clamp_min(1.0) + mean) / self.factor
+        slope = torch.full_like(right, 1 / self.factor)
+        return Reach(torch.where(normalised, offset, right), torch.where(normalised, slope, 0.0), self.log_sums - mean)
+
+
+class Unchanged:
+    """The `Adjust` of a direction that keeps the model's scores."""
+
+    def __call__(self, scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
+        """The scores."""
+        return scores
+
+    def reach(self, right: Tensor, queries: Tensor) -> Reach:
+        """The right one's score."""
+        return Reach(right, torch.zeros_like(right), None)
 
 
 class BankedFeatures:
@@ -86,7 +123,7 @@ class BankedFeatures:
 
     def metrics(self, beta: float) -> dict[str, float]:
         """Of text-to-video."""
-        ranking = self._pairwise.rank(self._features, scale=self._scale, top_k=1, adjust=(self.adjust(beta), unchanged))
+        ranking = self._pairwise.rank(self._features, scale=self._scale, top_k=1, adjust=(self.adjust(beta), Unchanged()))
         return retrieval_metrics(ranking.text_to_video.ranks.numpy())
 
 
@@ -156,14 +193,19 @@ def dual_softmax(text: Tensor, video: Tensor, *, scale: float, pairwise: Pairwis
         scale: as in the ranking; it is the softmax's inverse temperature.
         pairwise: where it is computed.
     """
-    per_video = pairwise.log_sums(video, text, scale=scale)
-    per_caption = pairwise.log_sums(text, video, scale=scale)
+    if scale <= MOST_SCALE_OF_BOTH:
+        per_caption, per_video = pairwise.log_sums_of_both(text, video, scale=scale)
+    else:
+        per_caption, per_video = pairwise.log_sums(text, video, scale=scale), pairwise.log_sums(video, text, scale=scale)
     return TimesSoftmax(per_video, are_videos=True), TimesSoftmax(per_caption, are_videos=False)
 
 
-def unchanged(scores: Tensor, texts: Tensor, videos: Tensor) -> Tensor:
-    """The `Adjust` of a direction that keeps the model's scores."""
-    return scores
+def _sum_with_log(level: Tensor) -> Tensor:
+    """About the positive `s` with `s + log s = level`, by Newton's method for `log s`, which comes down to it from above."""
+    log = torch.where(level > 1, level.clamp_min(1.0).log(), level)
+    for _ in range(_NEWTON_STEPS):
+        log = log - (log.exp() + log - level) / (log.exp() + 1)
+    return log.clamp_min(_LEAST_LOG).exp()
 
 
 def _rounded(scores: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def test_rivals_agree_with_the_exact_ranking_where_nothing_ties() -> None:
 
 def test_both_ways_of_dual_softmax_agree() -> None:
     text, video = make_features(150, 16, 1.0)
-    blocks, whole = rank_by_dual_softmax(text, video, 1), ranks_by_whole_dual_softmax(text, video)
+    blocks, whole = rank_by_dual_softmax(text, video), ranks_by_whole_dual_softmax(text, video)
     for ranks, counts in zip((blocks.text_to_video.ranks, blocks.video_to_text.ranks), whole, strict=True):
         assert (ranks - 1 - counts).abs().max() <= 1
         assert ranks.max() > 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dgl_scale.evaluation import own_captions, pair_sums
 from dgl_scale.evaluation.own_captions import own_caption_standing
-from dgl_scale.evaluation.pair_sums import count_best, log_sums
+from dgl_scale.evaluation.pair_sums import count_best, log_of_sums, log_sums, log_sums_of_both, partial_sums
 from dgl_scale.evaluation.pairwise import in_order
 from dgl_scale.evaluation.ranks import own_scores
 from dgl_scale.evaluation.unit_vectors import exact_unit
@@ -19,7 +19,7 @@ CUTS = (1, 7, 8, 50, 100)
 @pytest.fixture
 def sides(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     """Rows and columns of few distinct components, so that some tie; blocks of 8 columns."""
-    monkeypatch.setattr(pair_sums, "_BLOCK", 8)
+    monkeypatch.setattr(pair_sums, "BLOCK", 8)
     generator = torch.Generator().manual_seed(0)
     rows, columns = (torch.randint(-2, 3, (size, 6), generator=generator).float() + 0.1 for size in (50, 100))
     return rows, columns
@@ -62,8 +62,36 @@ def test_threads_change_no_bit_of_log_sums() -> None:
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        found.append(log_sums(rows, columns, scale=30.0))
-    assert torch.equal(*found)
+        found.append((log_sums(rows, columns, scale=30.0), *log_sums_of_both(rows, columns, scale=30.0)))
+    assert all(map(torch.equal, *found))
+
+
+def test_log_sums_of_both_sides_are_those_of_the_full_matrix(sides: tuple[Tensor, Tensor]) -> None:
+    for scale in (1.0, 300.0):
+        for found, expected in zip(log_sums_of_both(*sides, scale=scale), both_of_matrix(*sides, scale), strict=True):
+            assert found.dtype == torch.float64
+            torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def both_of_matrix(rows: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    scores = scale * cosines(rows, columns)
+    return scores.logsumexp(dim=1), scores.logsumexp(dim=0)
+
+
+def test_log_sums_at_the_largest_scale_of_both_do_not_overflow_where_all_are_opposed() -> None:
+    rows = torch.tensor([[1.0, 2.0]]).expand(3, 2)
+    for found in log_sums_of_both(rows, -rows, scale=pair_sums.MOST_SCALE_OF_BOTH):
+        torch.testing.assert_close(found, torch.full((3,), -300.0, dtype=torch.float64) + torch.tensor(3.0).double().log())
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_no_cut_changes_a_bit_of_log_sums_of_both(sides: tuple[Tensor, Tensor], cut: int) -> None:
+    rows, columns = sides
+    whole = log_sums_of_both(rows, columns, scale=100.0)
+    assert all(map(torch.equal, log_sums_of_both(rows, torch.split(columns, cut), scale=100.0), whole))
+    for blocks in (1, 2, 5):
+        parts = (partial_sums(part, columns, scale=100.0) for part in torch.split(rows, blocks * pair_sums.BLOCK))
+        assert all(map(torch.equal, log_of_sums(parts, scale=100.0), whole))
 
 
 @pytest.mark.parametrize("cut", CUTS)

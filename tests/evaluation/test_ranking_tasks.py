@@ -68,9 +68,8 @@ def test_workers_and_cuts_change_no_bit_of_any_figure(tiny_config: RunConfig, mo
     expected, ranking = all_figures(features, tiny_config.evaluation.model_copy(update=options), here)
     assert {"mAP", "nDCG"} <= set(expected["video_to_text"])
     sums = here.log_sums(features.text, features.video, scale=20.0)
-    adjusted = here.rank(
-        labelled(features), scale=20.0, top_k=4, adjust=dual_softmax(features.text, features.video, scale=20.0, pairwise=here)
-    )
+    softmax = dual_softmax(features.text, features.video, scale=20.0, pairwise=here)
+    adjusted = [here.rank(labelled(features), scale=20.0, top_k=top_k, adjust=softmax) for top_k in (1, 4)]
     for num_workers, most_rows, block_size in ((1, 20_480, 77), (2, 1024, 1024), (5, 700, 400)):
         evaluation = tiny_config.evaluation.model_copy(update={**options, "num_workers": num_workers, "block_size": block_size})
         tasks = ByTasks(evaluation, most_rows)
@@ -79,7 +78,9 @@ def test_workers_and_cuts_change_no_bit_of_any_figure(tiny_config: RunConfig, mo
         assert_equal(found, ranking)
         assert torch.equal(tasks.log_sums(features.text, features.video, scale=20.0), sums)
         adjust = dual_softmax(features.text, features.video, scale=20.0, pairwise=tasks)
-        assert_equal(tasks.rank(labelled(features), scale=20.0, top_k=4, adjust=adjust), adjusted)
+        assert all(torch.equal(one.log_sums, other.log_sums) for one, other in zip(adjust, softmax, strict=True))
+        for top_k, expected_ranking in zip((1, 4), adjusted, strict=True):
+            assert_equal(tasks.rank(labelled(features), scale=20.0, top_k=top_k, adjust=adjust), expected_ranking)
 
 
 @pytest.mark.slow

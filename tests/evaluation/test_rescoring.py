@@ -9,7 +9,7 @@ from dgl_scale.errors import ConfigError
 from dgl_scale.evaluation.metrics import retrieval_metrics
 from dgl_scale.evaluation.pairwise import InProcess, LabelledFeatures
 from dgl_scale.evaluation.ranks import rank_both_directions
-from dgl_scale.evaluation.rescoring import BankedFeatures, bank_rows, dual_softmax, qb_norm_figures, unchanged
+from dgl_scale.evaluation.rescoring import BankedFeatures, Unchanged, bank_rows, dual_softmax, qb_norm_figures
 from dgl_scale.evaluation.unit_vectors import exact_unit
 
 SCALE = 20.0
@@ -52,7 +52,7 @@ def test_query_bank_norm_is_that_of_the_full_matrix(block_size: int, threshold: 
     target = torch.arange(19) % 13
     config = QueryBankConfig(k=top_k, theta=threshold)
     banked = BankedFeatures(LabelledFeatures(text, video, target), bank, config, scale=SCALE, pairwise=InProcess(block_size))
-    adjust = (banked.adjust(beta), unchanged)
+    adjust = (banked.adjust(beta), Unchanged())
     ranking = rank_both_directions(text, video, target, scale=SCALE, block_size=block_size, top_k=3, adjust=adjust)
 
     cosine, bank_cosine = exact_unit(text) @ exact_unit(video).T, exact_unit(bank) @ exact_unit(video).T
