@@ -105,11 +105,11 @@ def remote_rows(url: str, listed: ShardList, digest: str, cache: CacheConfig | N
     kept = disk.recall(f"{digest}.parquet") if disk else None
     try:
         if kept is not None:
-            return _to_arrays(pyarrow.parquet.read_table(io.BytesIO(kept)))
+            return _to_arrays(_read_here(kept))
         with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
             table = _join_rows(pool.map(_read_remote, [url_inside(url, parquet_name(entry["url"])) for entry in listed]))
         rows = _to_arrays(table)
-    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+    except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
         raise _not_as_expected(public_url(url), error) from error
     if disk:
         stream = io.BytesIO()
@@ -124,15 +124,25 @@ def parquet_name(shard: str) -> str:
 
 
 def _read_remote(url: str) -> Any:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow.compute
 
     try:
         with Storage().local_copy(url) as path:
-            content = pyarrow.BufferReader(path.read_bytes())
-        return pyarrow.parquet.read_table(content, columns=list(_COLUMNS), filters=[("status", "==", "ok")])
+            table = _read_here(path.read_bytes(), [*_COLUMNS, "status"])
     except NotThereError:
         raise DataError(f"{public_url(url)}, the index of its shard, is missing; build the shards again to restore it") from None
+    return table.filter(pyarrow.compute.field("status") == "ok").select(_COLUMNS)
+
+
+def _read_here(content: bytes, columns: list[str] | None = None) -> Any:
+    """The table of a Parquet file, or those of `columns` that it has, read by the calling thread alone.
+
+    Threads of pyarrow would hold on to `content` for a moment after they are done, and a process that ends then is aborted.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content), pre_buffer=False).read(columns, use_threads=False)
 
 
 def _join_rows(tables: Iterable[Any]) -> Any:
