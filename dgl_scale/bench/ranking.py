@@ -4,10 +4,13 @@ Limits: the product of the features alone, in float32 and in float64, a block of
 `--rivals-size` since they hold whole matrices: the way of the published code (whole matrix, sort each row, find the
 right score in it; both directions), and the chunked way of open_clip's newer releases, written anew from its description
 (a chunk of scores, count those above the right one; both directions; ties are not counted), which open_clip 3 does not ship.
-Dual softmax is measured beside its usual way, over the whole matrix in float32.
+Dual softmax is measured beside its usual way, over the whole matrix in float32. `--workers N`: the ranking and dual softmax by Ray
+tasks as well, each on a thread; their memory is that of other processes, and not counted.
 """
 
+import contextlib
 import math
+import os
 import sys
 import threading
 import time
@@ -23,12 +26,15 @@ import torch
 from torch import Tensor
 
 from dgl_scale.bench.faiss_search import measure_search, table
+from dgl_scale.config import EvaluationConfig
 from dgl_scale.entry import Parser, positive_int, run_command
 from dgl_scale.errors import ExitCode
-from dgl_scale.evaluation.pairwise import InProcess, LabelledFeatures
+from dgl_scale.evaluation.pairwise import InProcess, LabelledFeatures, Pairwise
+from dgl_scale.evaluation.ranking_tasks import ByTasks
 from dgl_scale.evaluation.ranks import Ranking, rank_both_directions
 from dgl_scale.evaluation.rescoring import dual_softmax
 from dgl_scale.files import write_json
+from dgl_scale.ray_cluster import ray_cluster
 
 _ROWS = 1024
 _SCALE = 100.0
@@ -77,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-rivals", action="store_true", help="only the ranking and the float32 product")
     parser.add_argument("--rounds", type=positive_int, default=3, help="each contender once a round, the fastest counts")
     parser.add_argument("--threads", type=positive_int, default=None, help="CPU threads (default: all)")
+    parser.add_argument("--workers", type=positive_int, metavar="N", help="rank by N Ray workers of a thread each as well")
     parser.add_argument(
         "--faiss", action="store_true", help="instead: approximate search by FAISS beside exact search, its recall and speed"
     )
@@ -103,7 +110,10 @@ def _run(arguments: Namespace) -> int:
             write_json(arguments.json, {"arguments": plain, "search": asdict(search)})
         return ExitCode.DONE
     rivals_size = None if arguments.no_rivals else min(arguments.rivals_size, arguments.size)
-    measurements = measure(arguments.size, arguments.width, arguments.top_k, rivals_size, arguments.rounds)
+    with contextlib.ExitStack() as stack:
+        if arguments.workers:
+            stack.enter_context(ray_cluster(max(arguments.workers, os.cpu_count() or 1)))
+        measurements = measure(arguments.size, arguments.width, arguments.top_k, rivals_size, arguments.rounds, arguments.workers)
     sys.stdout.write(f"{arguments.size:,} captions x {arguments.size:,} videos x {arguments.width}, {torch.get_num_threads()} threads\n")
     sys.stdout.write(_table(measurements))
     if arguments.json:
@@ -111,8 +121,12 @@ def _run(arguments: Namespace) -> int:
     return ExitCode.DONE
 
 
-def measure(size: int, width: int, top_k: int, rivals_size: int | None, rounds: int) -> list[Measurement]:
-    """All contenders, in turn within each round; the first is the ranking, the second its limit, and the only ones without rivals."""
+def measure(size: int, width: int, top_k: int, rivals_size: int | None, rounds: int, num_workers: int | None = None) -> list[Measurement]:
+    """All contenders, in turn within each round; the first is the ranking, the second its limit, and the only ones without rivals.
+
+    Args:
+        num_workers: of a connected Ray, that rank too; None: none do.
+    """
     text, video = make_features(size, width, _NOISE)
     contenders: list[Contender] = [
         ("exact ranking", size, lambda: _rank(text, video, top_k)),
@@ -120,6 +134,8 @@ def measure(size: int, width: int, top_k: int, rivals_size: int | None, rounds: 
     ]
     if rivals_size is not None:
         contenders += _rivals(text, video, top_k, rivals_size)
+    if num_workers is not None:
+        contenders += _by_workers(text, video, top_k, num_workers)
     return _measure(contenders, rounds)
 
 
@@ -132,8 +148,18 @@ def _rivals(text: Tensor, video: Tensor, top_k: int, rivals_size: int) -> list[C
         ("bare product, float64", size, lambda: _products(text.double(), video.double())),
         ("whole matrix, sorted", rivals_size, lambda: ranks_by_sorting(*few)),
         ("chunks, counted", rivals_size, lambda: ranks_by_chunks(*few)),
-        ("dual softmax in blocks", size, lambda: rank_by_dual_softmax(text, video)),
+        ("dual softmax in blocks", size, lambda: rank_by_dual_softmax(text, video, InProcess(_ROWS))),
         ("dual softmax, whole matrix", rivals_size, lambda: ranks_by_whole_dual_softmax(*few)),
+    ]
+
+
+def _by_workers(text: Tensor, video: Tensor, top_k: int, num_workers: int) -> list[Contender]:
+    size = len(text)
+    tasks = ByTasks(EvaluationConfig(num_workers=num_workers))
+    features = LabelledFeatures(text, video, torch.arange(size))
+    return [
+        (f"exact ranking, {num_workers} workers", size, lambda: tasks.rank(features, scale=_SCALE, top_k=top_k)),
+        (f"dual softmax, {num_workers} workers", size, lambda: rank_by_dual_softmax(text, video, tasks)),
     ]
 
 
@@ -187,9 +213,8 @@ def ranks_by_chunks(text: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
     return counts(*units), counts(*units[::-1])
 
 
-def rank_by_dual_softmax(text: Tensor, video: Tensor) -> Ranking:
-    """As an evaluation ranks caption i and video i under `rerank`, in this process."""
-    pairwise = InProcess(_ROWS)
+def rank_by_dual_softmax(text: Tensor, video: Tensor, pairwise: Pairwise) -> Ranking:
+    """As an evaluation ranks caption i and video i under `rerank`."""
     adjust = dual_softmax(text, video, scale=_SCALE, pairwise=pairwise)
     features = LabelledFeatures(text, video, torch.arange(len(text)))
     return pairwise.rank(features, scale=_SCALE, top_k=1, adjust=adjust)

@@ -1,6 +1,8 @@
 """The rivals rank as they should, where nothing ties, and the command writes what it measured."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from dgl_scale.bench.ranking import (
     ranks_by_sorting,
     ranks_by_whole_dual_softmax,
 )
+from dgl_scale.evaluation.pairwise import InProcess
 from dgl_scale.evaluation.ranks import rank_both_directions
 
 
@@ -31,7 +34,7 @@ def test_rivals_agree_with_the_exact_ranking_where_nothing_ties() -> None:
 
 def test_both_ways_of_dual_softmax_agree() -> None:
     text, video = make_features(150, 16, 1.0)
-    blocks, whole = rank_by_dual_softmax(text, video), ranks_by_whole_dual_softmax(text, video)
+    blocks, whole = rank_by_dual_softmax(text, video, InProcess(64)), ranks_by_whole_dual_softmax(text, video)
     for ranks, counts in zip((blocks.text_to_video.ranks, blocks.video_to_text.ranks), whole, strict=True):
         assert (ranks - 1 - counts).abs().max() <= 1
         assert ranks.max() > 1
@@ -51,3 +54,14 @@ def test_without_rivals_only_the_ranking_and_its_limit_are_measured(tmp_path: Pa
     assert main(["--size", "60", "--width", "8", "--rounds", "1", "--no-rivals", "--json", str(tmp_path / "figures.json")]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())["measurements"]
     assert [one["name"] for one in written] == ["exact ranking", "bare product, float32"]
+
+
+@pytest.mark.slow
+def test_workers_are_measured_too(tmp_path: Path) -> None:
+    report = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "dgl_scale.bench.ranking", "--size", "60", "--width", "8", "--rounds", "1", "--no-rivals"]
+    run = subprocess.run([*command, "--workers", "2", "--json", str(report)], capture_output=True, text=True, timeout=200, check=False)
+    assert run.returncode == 0, run.stderr
+    written = json.loads(report.read_text())["measurements"]
+    assert [one["name"] for one in written][2:] == ["exact ranking, 2 workers", "dual softmax, 2 workers"]
+    assert all(one["seconds"] > 0 for one in written)
