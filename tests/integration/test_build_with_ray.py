@@ -123,12 +123,16 @@ def wait_for_shards(output: Path, process: "subprocess.Popen[str]", number: int 
     wait_until(lambda: len(ledgers(output)) >= number, "no shard appeared", process)
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command; nothing of one that has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def ray_folders(processes: list[psutil.Process]) -> set[str]:
-    folders: set[str] = set()
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            folders |= set(re.findall(r"/tmp/dgl-ray-\w+", " ".join(process.cmdline())))
-    return folders
+    return {folder for process in processes for folder in re.findall(r"/tmp/dgl-ray-\w+", " ".join(words_of(process)))}
 
 
 def remove_ray(processes: list[psutil.Process], folders: set[str]) -> None:
@@ -226,7 +230,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(videos: Path, reference:
     with build(videos, output) as process:
         wait_for_shards(output, process, len(ledgers(output)) + 1)
         ours = processes_of(process)
-        at_work = [child for child in ours if is_at_work(child.cmdline())]
+        at_work = [child for child in ours if is_at_work(words_of(child))]
         folders = ray_folders(ours)
         process.kill()
         process.wait(60)

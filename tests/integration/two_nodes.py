@@ -6,6 +6,7 @@ Prints the address. A line on its standard input kills the second node with all 
 and is answered by a line with their number.
 """
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +28,9 @@ def main() -> None:
         roots = [psutil.Process(info.process.pid) for each in second.all_processes.values() for info in each]
         processes = [*roots, *(child for root in roots for child in root.children(recursive=True))]
         for process in processes:
-            process.kill()
+            # A decoder may end by itself meanwhile.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         print(len(processes), flush=True)
     sys.stdin.read()
     cluster.shutdown()
