@@ -1,6 +1,7 @@
-"""Checks of this machine: versions, devices, collectives, shared memory, limits, compilers."""
+"""Checks of this machine: versions, devices, collectives, shared memory, limits, compilers, bytecode."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -8,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 
 import psutil
@@ -37,6 +39,7 @@ def check_machine(config: RunConfig | None) -> Iterator[Finding]:
     yield check_memory()
     yield check_open_files()
     yield check_compilers()
+    yield check_bytecode()
 
 
 def check_versions() -> Iterator[Finding]:
@@ -150,6 +153,16 @@ def check_compilers() -> Finding:
             "compilers", "warn", f"no {', '.join(missing)}", "needed only for offloading in a DeepSpeed config; apt install g++ ninja-build"
         )
     return Finding("compilers", "ok", "g++, ninja")
+
+
+def check_bytecode() -> Finding:
+    """Whether modules are kept compiled; else each process compiles all that it imports."""
+    if os.path.exists(importlib.util.cache_from_source(torch.__file__)):
+        return Finding("bytecode", "ok", "kept")
+    found = "not kept: every process compiles what it imports, and starts two to three times as slowly"
+    return Finding(
+        "bytecode", "warn", found, f"unset PYTHONDONTWRITEBYTECODE, or: {sys.executable} -m compileall -q {sysconfig.get_path('purelib')}"
+    )
 
 
 def _shared_bytes(config: RunConfig) -> int:

@@ -1,12 +1,16 @@
 import importlib.metadata
+import importlib.util
 import shutil
+import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
+import torch
 
 from dgl_scale.config import RunConfig
 from dgl_scale.config_file import load_config
-from dgl_scale.doctor.machine import check_collective, check_shared_memory, check_versions
+from dgl_scale.doctor.machine import check_bytecode, check_collective, check_shared_memory, check_versions
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -33,6 +37,16 @@ def test_old_and_missing_packages_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings["torch"].status == findings["ray"].status == "fail"
     assert findings["torch"].found == "2.7.1+cu121, needed 2.8 or later"
     assert {finding.status for name, finding in findings.items() if name not in ("torch", "ray")} == {"ok"}
+
+
+def test_bytecode_that_is_not_kept_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    finding = check_bytecode()
+    assert finding.status == "warn" and "PYTHONDONTWRITEBYTECODE" in finding.advice
+    cached = Path(importlib.util.cache_from_source(torch.__file__))
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    assert cached.is_relative_to(tmp_path) and check_bytecode().status == "ok"
 
 
 def test_processes_that_cannot_meet_fail(monkeypatch: pytest.MonkeyPatch) -> None:
