@@ -5,7 +5,7 @@ Limits: the product of the features alone, in float32 and in float64, a block of
 right score in it; both directions), and the chunked way of open_clip's newer releases, written anew from its description
 (a chunk of scores, count those above the right one; both directions; ties are not counted), which open_clip 3 does not ship.
 Dual softmax is measured beside its usual way, over the whole matrix in float32. `--workers N`: the ranking and dual softmax by Ray
-tasks as well, each on a thread; their memory is that of other processes, and not counted.
+tasks as well, each on a thread; what other processes take of CPU time and memory is not counted.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -42,8 +42,15 @@ _SCALE = 100.0
 _NOISE = 6.0
 """Of a caption against its video: R@1 is then near 50% among 20,000."""
 _SAMPLE_S = 0.01
-Contender = tuple[str, int, Callable[[], object]]
-"""Name, captions and videos, what to measure."""
+
+
+class Contender(NamedTuple):
+    """What is measured; `size` are its captions, and its videos. `is_here`: all in this process, whose CPU time and memory are counted."""
+
+    name: str
+    size: int
+    run: Callable[[], object]
+    is_here: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ class Measurement:
     Attributes:
         seconds: the fastest round.
         entries_per_second: of the similarity matrix.
-        cpu_seconds: of the round that took least, all threads together; steadier than seconds where others use the machine.
+        cpu_seconds: of the round that took least, all threads together; steadier than seconds where others use the machine. None
+            where other processes took part, as of `peak_bytes`.
         peak_bytes: resident memory above that before it began, features not counted; the most of all rounds.
     """
 
@@ -61,9 +69,9 @@ class Measurement:
     size: int
     seconds: float
     all_seconds: list[float]
-    cpu_seconds: float
+    cpu_seconds: float | None
     entries_per_second: float
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,9 +136,9 @@ def measure(size: int, width: int, top_k: int, rivals_size: int | None, rounds: 
         num_workers: of a connected Ray, that rank too; None: none do.
     """
     text, video = make_features(size, width, _NOISE)
-    contenders: list[Contender] = [
-        ("exact ranking", size, lambda: _rank(text, video, top_k)),
-        ("bare product, float32", size, lambda: _products(text, video)),
+    contenders = [
+        Contender("exact ranking", size, lambda: _rank(text, video, top_k)),
+        Contender("bare product, float32", size, lambda: _products(text, video)),
     ]
     if rivals_size is not None:
         contenders += _rivals(text, video, top_k, rivals_size)
@@ -144,12 +152,12 @@ def _rivals(text: Tensor, video: Tensor, top_k: int, rivals_size: int) -> list[C
     far, _ = make_features(size, width, 1e4)
     few = text[:rivals_size], video[:rivals_size]
     return [
-        ("exact ranking, untrained features", size, lambda: _rank(far, video, top_k)),
-        ("bare product, float64", size, lambda: _products(text.double(), video.double())),
-        ("whole matrix, sorted", rivals_size, lambda: ranks_by_sorting(*few)),
-        ("chunks, counted", rivals_size, lambda: ranks_by_chunks(*few)),
-        ("dual softmax in blocks", size, lambda: rank_by_dual_softmax(text, video, InProcess(_ROWS))),
-        ("dual softmax, whole matrix", rivals_size, lambda: ranks_by_whole_dual_softmax(*few)),
+        Contender("exact ranking, untrained features", size, lambda: _rank(far, video, top_k)),
+        Contender("bare product, float64", size, lambda: _products(text.double(), video.double())),
+        Contender("whole matrix, sorted", rivals_size, lambda: ranks_by_sorting(*few)),
+        Contender("chunks, counted", rivals_size, lambda: ranks_by_chunks(*few)),
+        Contender("dual softmax in blocks", size, lambda: rank_by_dual_softmax(text, video, InProcess(_ROWS))),
+        Contender("dual softmax, whole matrix", rivals_size, lambda: ranks_by_whole_dual_softmax(*few)),
     ]
 
 
@@ -158,17 +166,17 @@ def _by_workers(text: Tensor, video: Tensor, top_k: int, num_workers: int) -> li
     tasks = ByTasks(EvaluationConfig(num_workers=num_workers))
     features = LabelledFeatures(text, video, torch.arange(size))
     return [
-        (f"exact ranking, {num_workers} workers", size, lambda: tasks.rank(features, scale=_SCALE, top_k=top_k)),
-        (f"dual softmax, {num_workers} workers", size, lambda: rank_by_dual_softmax(text, video, tasks)),
+        Contender(f"exact ranking, {num_workers} workers", size, lambda: tasks.rank(features, scale=_SCALE, top_k=top_k), is_here=False),
+        Contender(f"dual softmax, {num_workers} workers", size, lambda: rank_by_dual_softmax(text, video, tasks), is_here=False),
     ]
 
 
 def _measure(contenders: Sequence[Contender], rounds: int) -> list[Measurement]:
-    seconds: dict[str, list[float]] = {name: [] for name, _, _ in contenders}
+    seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
     cpu: dict[str, float] = dict.fromkeys(seconds, math.inf)
     peaks: dict[str, int] = dict.fromkeys(seconds, 0)
     for _ in range(rounds):
-        for name, _, run in contenders:
+        for name, _, run, _ in contenders:
             with _PeakMemory() as memory:
                 start, cpu_start = time.perf_counter(), time.process_time()
                 run()
@@ -176,9 +184,10 @@ def _measure(contenders: Sequence[Contender], rounds: int) -> list[Measurement]:
                 cpu[name] = min(cpu[name], time.process_time() - cpu_start)
             peaks[name] = max(peaks[name], memory.bytes)
     found = []
-    for name, n, _ in contenders:
+    for name, n, _, is_here in contenders:
         fastest = min(seconds[name])
-        found.append(Measurement(name, n, fastest, seconds[name], cpu[name], n * n / fastest, peaks[name]))
+        of_process = (cpu[name], peaks[name]) if is_here else (None, None)
+        found.append(Measurement(name, n, fastest, seconds[name], of_process[0], n * n / fastest, of_process[1]))
     return found
 
 
@@ -267,10 +276,13 @@ def _table(measurements: Sequence[Measurement]) -> str:
     titles = f"{'size':>9}{'seconds':>10}{'CPU s':>9}{'M entries/s':>13}{'of product':>12}{'in CPU time':>13}{'memory MB':>11}"
     lines = [f"  {'':<34}{titles}"]
     for one in measurements:
-        entries, rate = one.size**2 / limit.size**2, one.entries_per_second / 1e6
-        share, cpu_share = one.entries_per_second / limit.entries_per_second, entries * limit.cpu_seconds / one.cpu_seconds
-        times = f"{one.size:>9,}{one.seconds:>10.2f}{one.cpu_seconds:>9.2f}"
-        lines.append(f"  {one.name:<34}{times}{rate:>13.1f}{100 * share:>11.1f}%{100 * cpu_share:>12.1f}%{one.peak_bytes / 1e6:>11.0f}")
+        rate, share = one.entries_per_second / 1e6, one.entries_per_second / limit.entries_per_second
+        cpu, cpu_share, memory = "-", "-", "-"
+        if one.cpu_seconds is not None and one.peak_bytes is not None and limit.cpu_seconds is not None:
+            cpu, memory = f"{one.cpu_seconds:.2f}", f"{one.peak_bytes / 1e6:.0f}"
+            cpu_share = f"{100 * one.size**2 / limit.size**2 * limit.cpu_seconds / one.cpu_seconds:.1f}%"
+        times = f"{one.size:>9,}{one.seconds:>10.2f}{cpu:>9}"
+        lines.append(f"  {one.name:<34}{times}{rate:>13.1f}{100 * share:>11.1f}%{cpu_share:>13}{memory:>11}")
     return "\n".join(lines) + "\n"
 
 
