@@ -48,7 +48,7 @@ def filter_adjusted(
 ) -> tuple[Found, Found]:
     """Rank all `video` for each `text` and the other way round, in one pass, by changed scores; exact.
 
-    Of the best candidates only the first is found, and only if it comes to the right one's score.
+    Of the best candidates only the first is found, and surely only if it comes to the score of the right one.
 
     Args:
         text: int32 `[n, E]` of `integer_unit`, on the CPU.
