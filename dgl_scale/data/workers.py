@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
@@ -53,15 +53,30 @@ def start_workers(batches: "DataLoader[T]", on_silence: Callable[[], None]) -> I
 def end_workers(workers: Iterable[Any]) -> None:
     """Kill these processes, also such as hang or are stopped, and wait for them for a while."""
     waiting, deadline = list(workers), time.monotonic() + _PATIENCE_S
-    while waiting and time.monotonic() < deadline:
-        # DataLoader answers the death of its workers with a RuntimeError wherever this process is at that moment, so
-        # what it interrupts is done again.
-        with suppress(RuntimeError):
-            for worker in waiting:
-                worker.kill()
+    with _unanswered_deaths():
+        for worker in waiting:
+            worker.kill()
+        while waiting and time.monotonic() < deadline:
             for worker in waiting:
                 worker.join(_JOIN_S)
             waiting = [worker for worker in waiting if worker.is_alive()]
+
+
+@contextmanager
+def _unanswered_deaths() -> Iterator[None]:
+    """DataLoader answers the death of its workers with a RuntimeError wherever the main thread is at that moment.
+
+    Where that is between the end of a wait for one of them and the note that it has ended, it counts as alive for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGCHLD, previous)
 
 
 def _until_death(batches: Iterator[T], on_silence: Callable[[], None]) -> Iterator[T]:

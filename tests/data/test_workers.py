@@ -104,3 +104,27 @@ def test_workers_of_a_killed_run_end_at_once(run):
     process.kill()
     process.wait(10)
     assert_gone(children)
+
+
+_ENDED = """
+import multiprocessing, signal, time
+from dgl_scale.data.workers import end_workers
+
+def answer(*arguments):
+    raise RuntimeError("a worker died")  # as DataLoader does
+
+signal.signal(signal.SIGCHLD, answer)
+context = multiprocessing.get_context("fork")
+for _ in range(40):
+    workers = [context.Process(target=time.sleep, args=(3600,), daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    end_workers(workers)
+    assert not any(worker.is_alive() for worker in workers)
+assert signal.getsignal(signal.SIGCHLD) is answer
+"""
+
+
+def test_workers_that_are_ended_are_known_to_have_ended():
+    done = subprocess.run([sys.executable, "-c", _ENDED], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
