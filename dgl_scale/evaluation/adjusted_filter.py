@@ -17,9 +17,9 @@ from dgl_scale.evaluation.adjust import Adjust
 from dgl_scale.evaluation.candidate_pairs import Ints, Singles, place_in_group
 from dgl_scale.evaluation.pair_products import Units, exact_matrix, exact_products
 from dgl_scale.evaluation.ranking_filter import in_threads
+from dgl_scale.evaluation.ranking_input import blocks
 from dgl_scale.evaluation.score_limits import Floats, error_bound, round_down
 from dgl_scale.evaluation.tile_queries import Found
-from dgl_scale.evaluation.unit_vectors import QUANTUM
 
 _TILE = 512
 _SPARSE = 24
@@ -57,7 +57,7 @@ def filter_adjusted(
         to_video: of the `n` texts.
         to_text: of the `m` videos.
     """
-    work = _Work(_units(text), _units(video), scale, to_video, to_text)
+    work = _Work(Units.of(text), Units.of(video), scale, to_video, to_text)
     in_threads(work.rank_panel, len(work.panels))
     return work.to_video.found(), work.to_text.found()
 
@@ -70,7 +70,7 @@ class _Work:
         texts, videos = len(text.integers), len(video.integers)
         self.to_video = _Queries(to_video, slice(to_text.first, to_text.first + videos), scale, text.integers.shape[1])
         self.to_text = _Queries(to_text, slice(to_video.first, to_video.first + texts), scale, text.integers.shape[1])
-        self.panels, self._blocks = _tiles(texts), _tiles(videos)
+        self.panels, self._blocks = blocks(texts, _TILE), blocks(videos, _TILE)
 
     def rank_panel(self, number: int) -> None:
         """Of one panel, all tiles."""
@@ -165,11 +165,3 @@ class _Queries:
         known = self._best_score[query]
         better = (changed > known) | ((changed == known) & (candidate < self._best[query]))
         self._best[query[better]], self._best_score[query[better]] = candidate[better], changed[better]
-
-
-def _units(integers: Tensor) -> Units:
-    return Units(integers.numpy(), integers.float().mul_(QUANTUM))
-
-
-def _tiles(size: int) -> list[slice]:
-    return [slice(start, min(start + _TILE, size)) for start in range(0, size, _TILE)]

@@ -27,6 +27,11 @@ class Units:
     integers: NDArray[np.int32]
     singles: Tensor
 
+    @classmethod
+    def of(cls, integers: Tensor) -> "Units":
+        """Of int32 `[N, E]`, on the CPU."""
+        return cls(integers.numpy(), integers.float().mul_(QUANTUM))
+
     def __getitem__(self, rows: slice) -> "Units":
         return Units(self.integers[rows], self.singles[rows])
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from dgl_scale.evaluation.bfloat16_trial import is_bfloat16_faster
 from dgl_scale.evaluation.candidate_pairs import MOST_QUERIES, Singles
 from dgl_scale.evaluation.pair_products import Units, prepare, single_products
+from dgl_scale.evaluation.ranking_input import blocks
 from dgl_scale.evaluation.score_limits import Floats, Shorts, bfloat16_bound, round_to_bfloat16
 from dgl_scale.evaluation.tile_queries import Direction, Found, TileQueries
-from dgl_scale.evaluation.unit_vectors import QUANTUM
 
 _TILE = MOST_QUERIES
 """1,024 queries and candidates of a tile, 2 MiB of bfloat16, where that leaves each thread `_PANELS` panels; else half as many."""
@@ -68,7 +68,7 @@ class _Side:
 
 
 def _side(integers: Tensor, bfloat16: bool) -> _Side:
-    units = Units(integers.numpy(), integers.float().mul_(QUANTUM))
+    units = Units.of(integers)
     if not bfloat16:
         return _Side(units, None, np.full(len(integers), np.inf))
     prepare()
@@ -111,7 +111,7 @@ class _Work:
 
 def _queries(own: _Side, other: _Side, scale: float, asked: Direction, tile: int) -> list[TileQueries]:
     bound = bfloat16_bound(own.units.integers.shape[1], own.residuals, float(other.residuals.max()))
-    return [TileQueries(rows, own.units[rows], other.units, bound[rows], scale, asked) for rows in _tiles(len(bound), tile)]
+    return [TileQueries(rows, own.units[rows], other.units, bound[rows], scale, asked) for rows in blocks(len(bound), tile)]
 
 
 def _tile(buffer: Tensor, panel: TileQueries, block: TileQueries) -> Tensor:
@@ -170,10 +170,6 @@ def _meet_dense(scores: Singles, panel: TileQueries, block: TileQueries) -> None
     panel.take(row, column + block.rows.start, found, row_counts, block.rows)
     with block.lock:
         block.take(column, row + panel.rows.start, found, column_counts, panel.rows)
-
-
-def _tiles(size: int, tile: int) -> list[slice]:
-    return [slice(start, min(start + tile, size)) for start in range(0, size, tile)]
 
 
 def _join(queries: list[TileQueries], top_k: int) -> Found:

@@ -16,6 +16,11 @@ def in_parts(features: Tensor | Parts) -> Parts:
     return (features,) if isinstance(features, Tensor) else features
 
 
+def blocks(size: int, block_size: int) -> list[slice]:
+    """`size` rows in consecutive blocks of `block_size`; the last one may be shorter."""
+    return [slice(start, min(start + block_size, size)) for start in range(0, size, block_size)]
+
+
 def check_ranking_input(text: Parts, video: Parts, target: Tensor) -> int:
     """Refuse what cannot be ranked; returns the number of videos.
 

@@ -17,7 +17,7 @@ from dgl_scale.errors import DataError
 from dgl_scale.evaluation.adjust import Adjust
 from dgl_scale.evaluation.adjusted_filter import AdjustedDirection, filter_adjusted
 from dgl_scale.evaluation.ranking_filter import filter_ranks
-from dgl_scale.evaluation.ranking_input import Parts, check_ranking_input, in_parts
+from dgl_scale.evaluation.ranking_input import Parts, blocks, check_ranking_input, in_parts
 from dgl_scale.evaluation.tile_queries import Direction, Found
 from dgl_scale.evaluation.unit_vectors import exact_unit, integer_unit, pair_scores
 
@@ -275,12 +275,10 @@ def _rank_by_filter(
 ) -> None:
     """Let `partial` meet the videos from `first` on; see `ranking_filter` and `adjusted_filter`."""
     to_video, to_text = partial.text_to_video, partial.video_to_text
-    for columns in _blocks(len(video), UNITS_AT_ONCE):
-        video_units = integer_unit(video[columns])
-        videos = slice(first + columns.start, first + columns.stop)
-        for rows in _blocks(len(text), UNITS_AT_ONCE):
-            text_units = integer_unit(text[rows])
-            texts = slice(partial.start + rows.start, partial.start + rows.stop)
+    for columns in blocks(len(video), UNITS_AT_ONCE):
+        video_units, videos = integer_unit(video[columns]), _moved(columns, first)
+        for rows in blocks(len(text), UNITS_AT_ONCE):
+            text_units, texts = integer_unit(text[rows]), _moved(rows, partial.start)
             if adjust is None:
                 found = filter_ranks(
                     text_units,
@@ -335,12 +333,10 @@ def _rank_in_float64(
     """Let `partial` meet the videos from `first` on, by exact products throughout."""
     to_video, to_text = partial.text_to_video, partial.video_to_text
     own = right.own[partial.start : partial.start + len(text)]
-    for columns in _blocks(len(video), block_size):
-        videos = slice(first + columns.start, first + columns.stop)
-        video_units = exact_unit(video[columns])
-        for rows in _blocks(len(text), block_size):
-            tile = (exact_unit(text[rows]) @ video_units.T) * scale  # [rows, columns]
-            texts = slice(partial.start + rows.start, partial.start + rows.stop)
+    for columns in blocks(len(video), block_size):
+        video_units, videos = exact_unit(video[columns]), _moved(columns, first)
+        for rows in blocks(len(text), block_size):
+            tile, texts = (exact_unit(text[rows]) @ video_units.T) * scale, _moved(rows, partial.start)  # [rows, columns]
             tiles = (tile, tile) if adjust is None else tuple(a(tile, *_indices(texts, videos, text.device)) for a in adjust)
             to_video.add_later(_standing(tiles[0], own[rows], videos.start, to_video.top_scores[rows]), rows)
             to_text.add_later(_standing(tiles[1].T, right.best[videos], texts.start, to_text.top_scores[videos]), videos)
@@ -375,8 +371,8 @@ def _top_k(tile: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return indices, tile.gather(1, indices)
 
 
-def _blocks(size: int, block_size: int) -> list[slice]:
-    return [slice(start, min(start + block_size, size)) for start in range(0, size, block_size)]
+def _moved(rows: slice, first: int) -> slice:
+    return slice(first + rows.start, first + rows.stop)
 
 
 def _indices(texts: slice, videos: slice, device: torch.device) -> tuple[Tensor, Tensor]:
