@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-# Nothing is compiled at the installation, so what is imported must be kept compiled: else each process takes three times as long to start.
+# Nothing is compiled at the installation, so what is imported must be kept compiled: else each process takes two to three times as long to start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo install install-dev test test-network test-slurm test-container lint docs clean
